@@ -1,0 +1,134 @@
+//! The tables that the storage layer itself needs in every service's database:
+//! outbox, audit entries, stored answers, leases, and the feed of changes.
+
+use sea_orm_migration::{
+    MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
+    sea_orm::{ConnectionTrait as _, DbErr},
+    sea_query::{ColumnDef, Index, IndexCreateStatement, Table, TableCreateStatement},
+};
+
+/// The migrations with which every service's list begins.
+pub fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+    vec![Box::new(Tables)]
+}
+
+/// Only these tables: for tests of the storage layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        migrations()
+    }
+}
+
+struct Tables;
+
+impl MigrationName for Tables {
+    fn name(&self) -> &'static str {
+        "kit_0001_tables"
+    }
+}
+
+const TABLES: [&str; 6] = ["outbox", "audit_entries", "idempotency", "leases", "change_counter", "changes"];
+
+#[async_trait::async_trait]
+impl MigrationTrait for Tables {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for table in [outbox(), audit_entries(), idempotency(), leases(), change_counter(), changes()] {
+            manager.create_table(table).await?;
+        }
+        for index in indexes() {
+            manager.create_index(index).await?;
+        }
+        // The one row whose lock orders all changes.
+        manager
+            .get_connection()
+            .execute_unprepared("INSERT INTO change_counter (id, seq, pruned_seq) VALUES (1, 0, 0)")
+            .await?;
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for table in TABLES.into_iter().rev() {
+            manager.drop_table(Table::drop().table(table).to_owned()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn text(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).text().not_null().take()
+}
+
+fn integer(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).big_integer().not_null().take()
+}
+
+fn bytes(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).blob().not_null().take()
+}
+
+fn numbered(name: &'static str) -> ColumnDef {
+    integer(name).auto_increment().primary_key().take()
+}
+
+fn outbox() -> TableCreateStatement {
+    Table::create()
+        .table("outbox")
+        .col(numbered("seq"))
+        .col(text("target"))
+        .col(text("id"))
+        .col(text("topic"))
+        .col(text("team_id"))
+        .col(bytes("payload"))
+        .col(integer("created_at_ms"))
+        .take()
+}
+
+fn audit_entries() -> TableCreateStatement {
+    Table::create()
+        .table("audit_entries")
+        .col(numbered("id"))
+        .col(integer("at_ms"))
+        .col(text("actor_kind"))
+        .col(text("actor_id"))
+        .col(text("action"))
+        .col(text("resources"))
+        .col(text("request_id"))
+        .take()
+}
+
+fn idempotency() -> TableCreateStatement {
+    Table::create()
+        .table("idempotency")
+        .col(bytes("key_hash").primary_key())
+        .col(bytes("request_hash"))
+        .col(bytes("sealed_response"))
+        .col(integer("expires_at_ms"))
+        .take()
+}
+
+fn leases() -> TableCreateStatement {
+    Table::create().table("leases").col(text("name").primary_key()).col(text("holder")).col(integer("until_ms")).take()
+}
+
+fn change_counter() -> TableCreateStatement {
+    Table::create()
+        .table("change_counter")
+        .col(integer("id").primary_key())
+        .col(integer("seq"))
+        .col(integer("pruned_seq"))
+        .take()
+}
+
+fn changes() -> TableCreateStatement {
+    Table::create().table("changes").col(integer("seq").primary_key()).col(text("subject")).col(integer("at_ms")).take()
+}
+
+fn indexes() -> [IndexCreateStatement; 2] {
+    [
+        Index::create().name("outbox_by_target").table("outbox").col("target").col("seq").take(),
+        Index::create().name("idempotency_by_expiry").table("idempotency").col("expires_at_ms").take(),
+    ]
+}

@@ -1,0 +1,150 @@
+//! The schema of the licensing service: licences, their activations, and the products they are for.
+//!
+//! The count of activations stands in the licence's own row: that row is the lock under which slots are taken, on
+//! both engines. Deliberately absent: foreign keys, since a product's licences are deleted in bounded batches.
+
+use sea_orm_migration::{
+    MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
+    sea_orm::{ConnectionTrait as _, DbBackend, DbErr},
+    sea_query::{ColumnDef, Index, IndexCreateStatement, Table, TableCreateStatement},
+};
+
+use crate::kit;
+
+/// All migrations of the licensing service, in their order.
+#[derive(Clone, Copy, Debug)]
+pub struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        let mut all = kit::migrations();
+        all.push(Box::new(Tables));
+        all
+    }
+}
+
+struct Tables;
+
+impl MigrationName for Tables {
+    fn name(&self) -> &'static str {
+        "licensing_0001_tables"
+    }
+}
+
+const TABLES: [&str; 3] = ["licenses", "activations", "products"];
+
+#[async_trait::async_trait]
+impl MigrationTrait for Tables {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for table in [licenses(), activations(), products()] {
+            manager.create_table(table).await?;
+        }
+        for index in indexes() {
+            manager.create_index(index).await?;
+        }
+        let connection = manager.get_connection();
+        // A prefix of an email address is looked up here. PostgreSQL uses an index for that only if it sorts by bytes.
+        let by_bytes = match manager.get_database_backend() {
+            DbBackend::Postgres => " text_pattern_ops",
+            _ => "",
+        };
+        connection
+            .execute_unprepared(&format!(
+                "CREATE INDEX licenses_by_email ON licenses (team_id, mode, email_lower{by_bytes}, id)"
+            ))
+            .await?;
+        // Partial, so that the sweep costs what is due and not what there is.
+        connection
+            .execute_unprepared(
+                "CREATE INDEX licenses_due ON licenses (expires_at_ms) WHERE expires_at_ms IS NOT NULL \
+                 AND expired_event_at_ms IS NULL AND revoked_at_ms IS NULL",
+            )
+            .await?;
+        connection
+            .execute_unprepared(
+                "CREATE INDEX licenses_revoked ON licenses (team_id, mode, id) WHERE revoked_at_ms IS NOT NULL",
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for table in TABLES.into_iter().rev() {
+            manager.drop_table(Table::drop().table(table).take()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn text(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).text().not_null().take()
+}
+
+fn optional_text(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).text().take()
+}
+
+fn integer(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).big_integer().not_null().take()
+}
+
+fn optional_integer(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).big_integer().take()
+}
+
+fn bytes(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).blob().not_null().take()
+}
+
+fn licenses() -> TableCreateStatement {
+    Table::create()
+        .table("licenses")
+        .col(text("id").primary_key())
+        .col(text("team_id"))
+        .col(text("mode"))
+        .col(text("product_id"))
+        .col(bytes("key_hash").unique_key())
+        .col(bytes("key_sealed"))
+        .col(optional_text("email"))
+        .col(optional_text("email_lower"))
+        .col(optional_text("client_id"))
+        .col(optional_integer("max_activations"))
+        .col(integer("activations_count"))
+        .col(optional_integer("expires_at_ms"))
+        .col(optional_integer("expired_event_at_ms"))
+        .col(optional_text("metadata"))
+        .col(integer("created_at_ms"))
+        .col(integer("updated_at_ms"))
+        .col(optional_integer("revoked_at_ms"))
+        .take()
+}
+
+fn activations() -> TableCreateStatement {
+    Table::create()
+        .table("activations")
+        .col(text("id").primary_key())
+        .col(text("license_id"))
+        .col(text("fingerprint"))
+        .col(optional_text("name"))
+        .col(integer("created_at_ms"))
+        .col(integer("last_check_at_ms"))
+        .take()
+}
+
+/// The products that licences were made for. A row is the lock that keeps a licence from being made for a product that
+/// is being deleted, and stays behind as the tombstone.
+fn products() -> TableCreateStatement {
+    Table::create().table("products").col(text("id").primary_key()).col(optional_integer("deleted_at_ms")).take()
+}
+
+fn indexes() -> [IndexCreateStatement; 5] {
+    let licenses = |name| Index::create().name(name).table("licenses").col("team_id").col("mode").take();
+    let activations = |name| Index::create().name(name).table("activations").col("license_id").take();
+    [
+        licenses("licenses_by_tenant").col("id").take(),
+        licenses("licenses_by_product").col("product_id").col("id").take(),
+        licenses("licenses_by_client").col("client_id").col("id").take(),
+        activations("activations_by_fingerprint").col("fingerprint").unique().take(),
+        activations("activations_by_license").col("id").take(),
+    ]
+}

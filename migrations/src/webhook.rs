@@ -1,0 +1,171 @@
+//! The schema of the webhook service.
+//!
+//! `deliveries.due_at_ms` is when anyone may take the row: the time of its next attempt or, while `claimed_by` names a
+//! process, the end of that claim. One partial index on it serves the dispatcher, however many rows are finished.
+
+use sea_orm_migration::{
+    MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
+    sea_orm::{ConnectionTrait as _, DbErr},
+    sea_query::{ColumnDef, Index, IndexCreateStatement, Table, TableCreateStatement},
+};
+
+use crate::kit;
+
+/// All migrations of the webhook service, in their order.
+#[derive(Clone, Copy, Debug)]
+pub struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        let mut all = kit::migrations();
+        all.push(Box::new(Tables));
+        all
+    }
+}
+
+struct Tables;
+
+impl MigrationName for Tables {
+    fn name(&self) -> &'static str {
+        "webhook_0001_tables"
+    }
+}
+
+const TABLES: [&str; 5] = ["products", "endpoints", "events", "deliveries", "attempts"];
+
+/// Indexes over a part of a table, in the words that both engines understand.
+const PARTIAL_INDEXES: [&str; 3] = [
+    "CREATE INDEX deliveries_due ON deliveries (endpoint_id, due_at_ms, id) WHERE status = 'pending'",
+    "CREATE INDEX deliveries_waiting ON deliveries (created_at_ms) WHERE status = 'pending'",
+    "CREATE INDEX deliveries_finished ON deliveries (finished_at_ms) WHERE finished_at_ms IS NOT NULL",
+];
+
+#[async_trait::async_trait]
+impl MigrationTrait for Tables {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for table in [products(), endpoints(), events(), deliveries(), attempts()] {
+            manager.create_table(table).await?;
+        }
+        for index in indexes() {
+            manager.create_index(index).await?;
+        }
+        for index in PARTIAL_INDEXES {
+            manager.get_connection().execute_unprepared(index).await?;
+        }
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for table in TABLES.into_iter().rev() {
+            manager.drop_table(Table::drop().table(table).to_owned()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn text(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).text().not_null().take()
+}
+
+fn integer(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).big_integer().not_null().take()
+}
+
+fn bytes(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).blob().not_null().take()
+}
+
+fn optional_text(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).text().null().take()
+}
+
+fn optional_integer(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).big_integer().null().take()
+}
+
+/// What is known of a product: a row to lock while its endpoints are counted, and its tombstone.
+fn products() -> TableCreateStatement {
+    Table::create()
+        .table("products")
+        .col(text("id").primary_key())
+        .col(text("team_id"))
+        .col(text("mode"))
+        .col(optional_integer("deleted_at_ms"))
+        .take()
+}
+
+fn endpoints() -> TableCreateStatement {
+    Table::create()
+        .table("endpoints")
+        .col(text("id").primary_key())
+        .col(text("team_id"))
+        .col(text("mode"))
+        .col(text("product_id"))
+        .col(text("url"))
+        .col(text("events"))
+        .col(bytes("secret_sealed"))
+        .col(text("status"))
+        .col(integer("consecutive_failures"))
+        .col(integer("created_at_ms"))
+        .col(integer("updated_at_ms"))
+        .take()
+}
+
+fn events() -> TableCreateStatement {
+    Table::create()
+        .table("events")
+        .col(text("id").primary_key())
+        .col(text("team_id"))
+        .col(text("mode"))
+        .col(text("product_id"))
+        .col(text("topic"))
+        .col(bytes("body_sealed"))
+        .col(integer("created_at_ms"))
+        .take()
+}
+
+fn deliveries() -> TableCreateStatement {
+    Table::create()
+        .table("deliveries")
+        .col(text("id").primary_key())
+        .col(text("endpoint_id"))
+        .col(text("event_id"))
+        .col(text("team_id"))
+        .col(text("mode"))
+        .col(text("topic"))
+        .col(text("status"))
+        .col(integer("attempts"))
+        .col(integer("due_at_ms"))
+        .col(optional_text("claimed_by"))
+        .col(optional_integer("next_attempt_at_ms"))
+        .col(optional_integer("response_status"))
+        .col(optional_integer("duration_ms"))
+        .col(optional_text("error"))
+        .col(integer("created_at_ms"))
+        .col(optional_integer("last_attempt_at_ms"))
+        .col(optional_integer("finished_at_ms"))
+        .take()
+}
+
+fn attempts() -> TableCreateStatement {
+    Table::create()
+        .table("attempts")
+        .col(text("delivery_id"))
+        .col(integer("number"))
+        .col(integer("at_ms"))
+        .col(integer("duration_ms"))
+        .col(optional_integer("response_status"))
+        .col(optional_text("error"))
+        .col(optional_text("snippet"))
+        .primary_key(Index::create().col("delivery_id").col("number"))
+        .take()
+}
+
+fn indexes() -> [IndexCreateStatement; 4] {
+    [
+        Index::create().name("endpoints_by_product").table("endpoints").col("product_id").col("id").take(),
+        Index::create().name("events_by_product").table("events").col("product_id").take(),
+        Index::create().name("deliveries_by_endpoint").table("deliveries").col("endpoint_id").col("id").take(),
+        Index::create().name("deliveries_by_event").table("deliveries").col("event_id").take(),
+    ]
+}

@@ -1,0 +1,508 @@
+//! The configuration: defaults, under a file, under the environment.
+//!
+//! Unknown keys are refused, all problems are reported at once, and what is secret is never printed. A list in the
+//! environment is written as in TOML: `PAPERKEY__SERVER__TRUSTED_PROXIES='["10.0.0.0/8"]'`.
+
+use std::{
+    collections::BTreeMap,
+    env, fmt, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::{
+    db::DatabaseUrl,
+    secrets::{Keyring, Secret},
+    service::SERVICES,
+};
+
+/// What environment variables of ours begin with.
+const ENV_PREFIX: &str = "PAPERKEY__";
+
+/// More problems than anyone reads at once.
+const MAX_PROBLEMS: usize = 100;
+
+/// The effective configuration.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Config {
+    /// Listeners and what is true of the whole process.
+    pub server: Server,
+    /// Where data is kept.
+    pub database: Database,
+    /// The installation's keys.
+    pub secrets: Secrets,
+    /// Where the other services are, in a fleet.
+    pub services: BTreeMap<String, String>,
+    /// How webhooks are delivered.
+    pub webhooks: Webhooks,
+    /// The web page and its accounts.
+    pub dashboard: Dashboard,
+    /// Logs.
+    pub telemetry: Telemetry,
+}
+
+/// Listeners and what is true of the whole process.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Server {
+    /// The public listener; of a single service, its gRPC listener.
+    pub listen: SocketAddr,
+    /// The operations listener: `/healthz`, `/readyz`, `/metrics`.
+    pub ops_listen: SocketAddr,
+    /// How people reach the gateway; `http://` and the listener's address where absent.
+    pub public_url: Option<String>,
+    /// The data folder.
+    pub data: PathBuf,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether pages of any origin may call key-authenticated paths.
+    pub cors_any_origin: bool,
+    /// How long a call from the gateway to a service may take.
+    pub call_timeout_ms: u64,
+    /// How long what is in flight may take after SIGTERM.
+    pub shutdown_grace_ms: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            ops_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            public_url: None,
+            data: PathBuf::from("data"),
+            trusted_proxies: Vec::new(),
+            cors_any_origin: false,
+            call_timeout_ms: 10_000,
+            shutdown_grace_ms: 10_000,
+        }
+    }
+}
+
+/// Where data is kept.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Database {
+    /// `sqlite:<folder>` or `postgres://…`; SQLite in the data folder where absent.
+    pub url: Option<Secret>,
+}
+
+/// The installation's keys: 32 bytes each, in base64. Where absent, SQLite installations make and keep their own.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Secrets {
+    /// Seals data at rest and signs between processes.
+    pub master_key: Option<Secret>,
+    /// Keys the hashes of tokens.
+    pub pepper: Option<Secret>,
+    /// Signs sessions (the seed of an Ed25519 key).
+    pub signing_key: Option<Secret>,
+}
+
+/// How webhooks are delivered.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Webhooks {
+    /// For development: allows `http://` addresses.
+    pub allow_http: bool,
+    /// For development: allows addresses that are not public.
+    pub allow_private_networks: bool,
+    /// How long one exchange may take.
+    pub timeout_ms: u64,
+    /// Deliveries under way to one endpoint at a time.
+    pub max_in_flight_per_endpoint: u32,
+    /// The waits before each attempt.
+    pub retry_schedule_s: Vec<u64>,
+}
+
+impl Default for Webhooks {
+    fn default() -> Self {
+        Self {
+            allow_http: false,
+            allow_private_networks: false,
+            timeout_ms: 5_000,
+            max_in_flight_per_endpoint: 5,
+            retry_schedule_s: vec![0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400],
+        }
+    }
+}
+
+/// The web page and its accounts.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Dashboard {
+    /// Whether strangers may register.
+    pub registration: Registration,
+}
+
+/// Whether strangers may register.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Registration {
+    /// Anyone may.
+    #[default]
+    Open,
+    /// Nobody may; accounts are made by `paperkey admin create-account`.
+    Closed,
+}
+
+/// Logs.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Telemetry {
+    /// How lines look.
+    pub log: LogFormat,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,paperkey_webhook=debug`.
+    pub log_level: String,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { log: LogFormat::Text, log_level: "info,sea_orm_migration=warn".to_owned() }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// An object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Which part of the product a process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Everything.
+    All,
+    /// The gateway alone.
+    Gateway,
+    /// One service alone.
+    Service(&'static str),
+}
+
+impl Config {
+    /// Reads the file, if one is named, and the environment.
+    pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
+        let variables =
+            env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let text = match file {
+            None => String::new(),
+            Some(path) => fs::read_to_string(path)
+                .map_err(|error| Problems(vec![format!("{} cannot be read: {error}", path.display())]))?,
+        };
+        Self::parse(&text, variables)
+    }
+
+    /// Reads a file's text and environment variables.
+    pub fn parse(text: &str, variables: impl Iterator<Item = (String, String)>) -> Result<Self, Problems> {
+        let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
+            Problems(vec![format!("the configuration file is not TOML: {}", error.message())])
+        })?;
+        let mut problems = Vec::new();
+        let mut variables: Vec<_> = variables.filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
+        variables.sort();
+        for (name, value) in variables {
+            if let Err(problem) = overlay(&mut table, &name, &value) {
+                problems.push(problem);
+            }
+        }
+        let config = read_table(table, &mut problems);
+        config.judge(&mut problems);
+        if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+    }
+
+    fn judge(&self, problems: &mut Vec<String>) {
+        let mut require = |holds: bool, problem: &str| {
+            if !holds {
+                problems.push(problem.to_owned());
+            }
+        };
+        for (name, url) in &self.services {
+            require(
+                SERVICES.contains(&name.as_str()),
+                &format!("services.{name} is unknown: the services are {}", SERVICES.join(", ")),
+            );
+            let parsed = url.parse::<http::Uri>();
+            let dialable =
+                parsed.is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
+            require(dialable, &format!("services.{name} must be a URL such as http://10.0.0.7:7001"));
+        }
+        if let Some(url) = &self.server.public_url {
+            let parsed = url.parse::<http::Uri>();
+            let usable =
+                parsed.is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
+            require(usable && !url.ends_with('/'), "server.public_url must be a URL without a slash at the end");
+        }
+        if let Some(url) = &self.database.url {
+            let url = url.expose();
+            let known = ["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+            require(known, "database.url must begin with sqlite: or postgres://");
+        }
+        let secrets = [&self.secrets.master_key, &self.secrets.pepper, &self.secrets.signing_key];
+        let given = secrets.iter().filter(|secret| secret.is_some()).count();
+        require(given == 0 || given == 3, "secrets.master_key, secrets.pepper and secrets.signing_key go together");
+        require(
+            given == 3 || !self.is_postgres(),
+            "PostgreSQL needs secrets.master_key, secrets.pepper and secrets.signing_key: 32 bytes each in base64, \
+             the same in every process",
+        );
+        if let Some(Err(bad)) = self.given_keys() {
+            require(false, &bad.to_string());
+        }
+        require(
+            (100..=60_000).contains(&self.webhooks.timeout_ms),
+            "webhooks.timeout_ms must be between 100 and 60000",
+        );
+        require(
+            (1..=1_000).contains(&self.webhooks.max_in_flight_per_endpoint),
+            "webhooks.max_in_flight_per_endpoint must be between 1 and 1000",
+        );
+        let schedule = &self.webhooks.retry_schedule_s;
+        require(
+            (1..=50).contains(&schedule.len()) && schedule.iter().all(|wait| *wait <= 7 * 86_400),
+            "webhooks.retry_schedule_s must hold 1 to 50 waits of at most a week, in seconds",
+        );
+        require(
+            (100..=600_000).contains(&self.server.call_timeout_ms),
+            "server.call_timeout_ms must be between 100 and 600000",
+        );
+        require(self.server.shutdown_grace_ms <= 600_000, "server.shutdown_grace_ms must be at most 600000");
+        require(
+            tracing_subscriber::EnvFilter::builder().parse(&self.telemetry.log_level).is_ok(),
+            "telemetry.log_level must be error, warn, info, debug or trace, or directives such as info,hyper=warn",
+        );
+    }
+
+    /// What a part of the product needs beyond a sound configuration.
+    pub fn judge_for(&self, part: Part) -> Result<(), Problems> {
+        let mut problems = Vec::new();
+        for service in SERVICES {
+            let needed = match part {
+                Part::All => false,
+                Part::Gateway => true,
+                Part::Service(own) => own != service && NEEDS.contains(&(own, service)),
+            };
+            if needed && !self.services.contains_key(service) {
+                problems.push(format!(
+                    "services.{service} is missing: the URL of that service, such as http://10.0.0.7:7001"
+                ));
+            }
+        }
+        if part == Part::Gateway && self.secrets.master_key.is_none() && self.database.url.is_some() {
+            problems.push("the gateway needs secrets.master_key, the same as the services have".to_owned());
+        }
+        if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
+    }
+
+    fn is_postgres(&self) -> bool {
+        self.database.url.as_ref().is_some_and(|url| url.expose().starts_with("postgres"))
+    }
+
+    /// Where the databases are.
+    pub fn database_url(&self) -> DatabaseUrl {
+        match self.database.url.as_ref().map(Secret::expose) {
+            Some(url) if url.starts_with("postgres") => DatabaseUrl::Postgres(url.to_owned()),
+            Some(url) => {
+                let folder = url.trim_start_matches("sqlite:").trim_start_matches("//");
+                DatabaseUrl::Sqlite { folder: PathBuf::from(folder) }
+            }
+            None => DatabaseUrl::Sqlite { folder: self.server.data.clone() },
+        }
+    }
+
+    /// The installation's keys: as given, or as kept in the data folder.
+    pub fn keyring(&self) -> Result<Keyring, Problems> {
+        match self.given_keys() {
+            Some(keys) => keys.map_err(|bad| Problems(vec![bad.to_string()])),
+            None => Keyring::load_or_create(&self.server.data.join("secrets")).map_err(|error| {
+                Problems(vec![format!(
+                    "the keys in {} cannot be read or made: {error}",
+                    self.server.data.join("secrets").display()
+                )])
+            }),
+        }
+    }
+
+    fn given_keys(&self) -> Option<Result<Keyring, crate::secrets::BadKey>> {
+        let secrets = &self.secrets;
+        Some(Keyring::from_base64(
+            secrets.master_key.as_ref()?,
+            secrets.pepper.as_ref()?,
+            secrets.signing_key.as_ref()?,
+        ))
+    }
+}
+
+/// Which service calls which. Every service asks auth whose a system key is.
+const NEEDS: [(&str, &str); 9] = [
+    ("catalog", "auth"),
+    ("catalog", "licensing"),
+    ("catalog", "webhook"),
+    ("licensing", "auth"),
+    ("licensing", "catalog"),
+    ("licensing", "webhook"),
+    ("webhook", "auth"),
+    ("webhook", "catalog"),
+    ("webhook", "licensing"),
+];
+
+/// Puts `PAPERKEY__SECTION__KEY=value` over what the file says.
+fn overlay(table: &mut Table, name: &str, value: &str) -> Result<(), String> {
+    let path: Vec<String> = name.trim_start_matches(ENV_PREFIX).split("__").map(str::to_lowercase).collect();
+    let [sections @ .., key] = path.as_slice() else { return Ok(()) };
+    if path.iter().any(String::is_empty) {
+        return Err(format!("{name} does not name a key: write {ENV_PREFIX}SECTION__KEY"));
+    }
+    let mut at = table;
+    for section in sections {
+        let entry = at.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
+        at = entry.as_table_mut().ok_or_else(|| format!("{name} names a key inside a value that is no section"))?;
+    }
+    // What is not a TOML value is meant as text: nobody quotes in the environment.
+    let value = format!("value = {value}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("value"))
+        .unwrap_or_else(|| Value::String(value.to_owned()));
+    at.insert(key.clone(), value);
+    Ok(())
+}
+
+/// Reads what can be read, and reports each value that cannot and each key that nobody knows.
+fn read_table(mut table: Table, problems: &mut Vec<String>) -> Config {
+    for _ in 0..MAX_PROBLEMS {
+        let mut unknown = Vec::new();
+        let read: Result<Config, _> = {
+            let mut track = serde_path_to_error::Track::new();
+            let tracked = serde_path_to_error::Deserializer::new(Value::Table(table.clone()), &mut track);
+            serde_ignored::deserialize(tracked, |path| unknown.push(path.to_string()))
+                .map_err(|error: toml::de::Error| (track.path().to_string(), error))
+        };
+        match read {
+            Ok(config) => {
+                problems
+                    .extend(unknown.into_iter().map(|key| format!("{key} is unknown: see `paperkey config print`")));
+                return config;
+            }
+            Err((path, error)) => {
+                // The value itself is not repeated: it may be a secret.
+                let what = error.message().rsplit(", expected").next().map(str::trim).unwrap_or_default();
+                let what = if error.message().contains(", expected") {
+                    format!("must be {what}")
+                } else {
+                    format!("is not right: {}", kind_of(error.message()))
+                };
+                problems.push(format!("{path} {what}"));
+                if !remove(&mut table, &path) {
+                    return Config::default();
+                }
+            }
+        }
+    }
+    Config::default()
+}
+
+fn kind_of(message: &str) -> &str {
+    message.split(':').next().unwrap_or("it cannot be read").trim()
+}
+
+/// Removes the value at a path such as `server.trusted_proxies[0]`.
+fn remove(table: &mut Table, path: &str) -> bool {
+    let path = path.split('[').next().unwrap_or(path);
+    let mut keys = path.split('.').peekable();
+    let mut at = table;
+    while let Some(key) = keys.next() {
+        if keys.peek().is_none() || !at.get(key).is_some_and(Value::is_table) {
+            return at.remove(key).is_some();
+        }
+        let Some(next) = at.get_mut(key).and_then(Value::as_table_mut) else { return false };
+        at = next;
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Config, Problems> {
+        Config::parse(text, variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    }
+
+    #[test]
+    fn the_environment_stands_over_the_file_and_the_file_over_the_defaults() {
+        let text = "[server]\nlisten = \"127.0.0.1:1\"\nops_listen = \"127.0.0.1:2\"";
+        let config = parse(
+            text,
+            &[
+                ("PAPERKEY__SERVER__LISTEN", "127.0.0.1:3"),
+                ("PAPERKEY__SERVER__TRUSTED_PROXIES", "[\"10.0.0.0/8\"]"),
+                ("PAPERKEY__WEBHOOKS__ALLOW_HTTP", "true"),
+                ("PAPERKEY_TEST_POSTGRES_URL", "not ours"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.server.listen.port(), 3);
+        assert_eq!(config.server.ops_listen.port(), 2);
+        assert_eq!(config.server.trusted_proxies.len(), 1);
+        assert!(config.webhooks.allow_http);
+        assert_eq!(config.server.shutdown_grace_ms, 10_000);
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_and_no_value_is_repeated() {
+        let text = "[server]\nlisten = \"hunter2\"\nlisen = 1\n[webhooks]\ntimeout_ms = \"soon\"\n[teleport]\nx = 1\n\
+                    [database]\nurl = \"mysql://root:hunter2@db\"";
+        let problems = parse(text, &[("PAPERKEY__WEBHOOKS__MAX_IN_FLIGHT_PER_ENDPOINT", "0")]).unwrap_err().0;
+        for named in [
+            "server.listen ",
+            "server.lisen is unknown",
+            "webhooks.timeout_ms must be",
+            "teleport is unknown",
+            "database.url must begin",
+            "webhooks.max_in_flight_per_endpoint must be",
+        ] {
+            assert!(problems.iter().any(|problem| problem.starts_with(named)), "{named}: {problems:?}");
+        }
+        assert!(!problems.join("\n").contains("hunter2"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_fleet_must_be_given_its_secrets() {
+        let problems = parse("[database]\nurl = \"postgres://db/paperkey\"", &[]).unwrap_err();
+        assert!(problems.0[0].contains("secrets.master_key"), "{problems}");
+    }
+
+    #[test]
+    fn what_is_printed_holds_no_secret() {
+        let text = "[database]\nurl = \"sqlite:/secret-place\"";
+        let printed = toml::to_string(&parse(text, &[]).unwrap()).unwrap();
+        assert!(printed.contains("[redacted]") && !printed.contains("secret-place"), "{printed}");
+    }
+
+    #[test]
+    fn the_gateway_must_know_where_the_services_are() {
+        let problems = Config::default().judge_for(Part::Gateway).unwrap_err();
+        assert_eq!(problems.0.len(), 4, "{problems}");
+        assert!(Config::default().judge_for(Part::All).is_ok());
+    }
+}

@@ -1,0 +1,256 @@
+//! Bringing a schema up to date, and telling whether it is.
+//!
+//! sea-orm's migrator runs on a connection of its own, never on the pool or on
+//! the writer. On SQLite everything pending is one transaction: all of it
+//! happens or none. On PostgreSQL each migration is one, and an advisory lock
+//! lets one process migrate while others wait for it.
+//!
+//! Deliberately absent: migrating while opening. A fleet migrates once, by
+//! decision, before it rolls; the embedded default calls it before serving.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    future::Future,
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use sea_orm::{
+    ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, ProxyDatabaseTrait, ProxyExecResult, ProxyRow,
+    Statement,
+};
+use sea_orm_migration::MigratorTrait;
+
+use super::{
+    Backend, Database, DatabaseUrl, DbError, postgres,
+    sqlite::{self, Role, Session},
+};
+
+/// A migration may rebuild a large table.
+const MIGRATION_LIMIT: Duration = Duration::from_hours(1);
+
+/// One migration, and whether this database has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrationStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it was applied.
+    pub state: MigrationState,
+}
+
+/// Whether a database has a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MigrationState {
+    /// It has.
+    Applied,
+    /// It has not: the schema is older than this program.
+    Pending,
+    /// It has one which this program does not know: the schema is newer. That
+    /// is normal for a while when a fleet is upgraded.
+    Unknown,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    Up,
+    Down(u32),
+}
+
+impl Step {
+    fn run<'c, M: MigratorTrait + 'static>(
+        self,
+        connection: &'c DatabaseConnection,
+    ) -> Pin<Box<dyn Future<Output = Result<(), DbErr>> + Send + 'c>> {
+        match self {
+            Self::Up => M::up(connection, None),
+            Self::Down(steps) => M::down(connection, Some(steps)),
+        }
+    }
+}
+
+impl Database {
+    /// Applies all pending migrations.
+    pub async fn migrate_up<M: MigratorTrait + 'static>(&self) -> Result<(), DbError> {
+        self.migrate::<M>(Step::Up).await
+    }
+
+    /// Takes back the given number of migrations, the latest first.
+    pub async fn migrate_down<M: MigratorTrait + 'static>(&self, steps: u32) -> Result<(), DbError> {
+        self.migrate::<M>(Step::Down(steps)).await
+    }
+
+    /// All migrations, those this program knows first, in their order. Changes
+    /// nothing, and works on an empty database.
+    pub async fn migration_status<M: MigratorTrait>(&self) -> Result<Vec<MigrationStatus>, DbError> {
+        let mut applied = self.applied(M::migration_table_name().to_string()).await?;
+        let mut all: Vec<MigrationStatus> = M::migrations()
+            .iter()
+            .map(|migration| {
+                let name = migration.name().to_owned();
+                let state = if applied.remove(&name) { MigrationState::Applied } else { MigrationState::Pending };
+                MigrationStatus { name, state }
+            })
+            .collect();
+        all.extend(applied.into_iter().map(|name| MigrationStatus { name, state: MigrationState::Unknown }));
+        Ok(all)
+    }
+
+    /// The names of the migrations this database lacks. Empty means that the
+    /// schema is new enough to serve.
+    pub async fn pending_migrations<M: MigratorTrait>(&self) -> Result<Vec<String>, DbError> {
+        Ok(self
+            .migration_status::<M>()
+            .await?
+            .into_iter()
+            .filter(|migration| migration.state == MigrationState::Pending)
+            .map(|migration| migration.name)
+            .collect())
+    }
+
+    async fn migrate<M: MigratorTrait + 'static>(&self, step: Step) -> Result<(), DbError> {
+        match (&self.backend, &self.url) {
+            (Backend::Sqlite { path, .. }, _) => {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || in_file::<M>(&path, step))
+                    .await
+                    .map_err(|_| DbError::internal("a migration panicked"))?
+            }
+            (Backend::Postgres(_), DatabaseUrl::Postgres(url)) => in_schema::<M>(url, self.shared.service, step).await,
+            (Backend::Postgres(_), DatabaseUrl::Sqlite { .. }) => {
+                Err(DbError::internal("the engine does not fit the URL"))
+            }
+        }
+    }
+
+    async fn applied(&self, table: String) -> Result<BTreeSet<String>, DbError> {
+        self.read(|reader| async move {
+            let backend = reader.get_database_backend();
+            let probe = match backend {
+                DbBackend::Postgres => {
+                    "SELECT tablename AS name FROM pg_tables \
+                     WHERE schemaname = current_schema() AND tablename = $1"
+                }
+                _ => "SELECT name FROM sqlite_master WHERE type = 'table' AND name = $1",
+            };
+            let probe = Statement::from_sql_and_values(backend, probe, [table.clone().into()]);
+            if reader.query_one_raw(probe).await?.is_none() {
+                return Ok(BTreeSet::new());
+            }
+            let list = format!("SELECT version FROM \"{table}\"");
+            reader
+                .query_all_raw(Statement::from_string(backend, list))
+                .await?
+                .iter()
+                .map(|row| row.try_get("", "version").map_err(DbError::from))
+                .collect()
+        })
+        .await
+    }
+}
+
+async fn in_schema<M: MigratorTrait + 'static>(url: &str, service: &str, step: Step) -> Result<(), DbError> {
+    // The pool has one connection, so the lock, which belongs to a session,
+    // covers all that follows. Closing the session gives it back.
+    let connection = postgres::migration_connection(url, service).await?;
+    let lock = format!("SELECT pg_advisory_lock(hashtext('paperkey'), hashtext('{service}'))");
+    let result = async {
+        connection.execute_unprepared(&lock).await?;
+        // Asked first, because even IF NOT EXISTS wants the right to create one.
+        let probe = "SELECT nspname FROM pg_namespace WHERE nspname = $1";
+        let probe = Statement::from_sql_and_values(DbBackend::Postgres, probe, [service.into()]);
+        if connection.query_one_raw(probe).await?.is_none() {
+            let schema = format!("CREATE SCHEMA IF NOT EXISTS \"{service}\"");
+            connection.execute_unprepared(&schema).await?;
+        }
+        step.run::<M>(&connection).await
+    }
+    .await;
+    let _ = connection.close().await;
+    Ok(result?)
+}
+
+fn in_file<M: MigratorTrait + 'static>(path: &Path, step: Step) -> Result<(), DbError> {
+    let connection = sqlite::connect(path, Role::Migrate)?;
+    let proxy = Proxy { session: sqlite::migration_session(connection), undone: Arc::default() };
+    // Also keeps a second migrator out.
+    proxy.session.batch("BEGIN IMMEDIATE")?;
+    let work = async {
+        let boxed: Box<dyn ProxyDatabaseTrait> = Box::new(proxy.clone());
+        let connection = sea_orm::Database::connect_proxy(DbBackend::Sqlite, Arc::new(boxed)).await?;
+        step.run::<M>(&connection).await
+    };
+    let result = match sqlite::block_on(work, MIGRATION_LIMIT) {
+        Some(Ok(())) => proxy.check(),
+        Some(Err(error)) => Err(error.into()),
+        None => Err(DbError::internal("a migration waited for something else")),
+    };
+    match result {
+        Ok(()) => proxy.session.batch("COMMIT").map(drop),
+        Err(error) => {
+            // Closing the connection would do the same.
+            let _ = proxy.session.batch("ROLLBACK");
+            Err(error)
+        }
+    }
+}
+
+/// The migrator's way to SQLite. Its transactions are part of the one around
+/// everything; a rollback of one condemns the whole.
+#[derive(Clone)]
+struct Proxy {
+    session: Session,
+    undone: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    fn check(&self) -> Result<(), DbError> {
+        if self.undone.load(Ordering::Relaxed) {
+            return Err(DbError::internal("a migration rolled back a part of itself"));
+        }
+        // Foreign keys are not enforced while tables are rebuilt.
+        let check = Statement::from_string(DbBackend::Sqlite, "PRAGMA foreign_key_check");
+        if self.session.query(&check, 1)?.is_empty() {
+            Ok(())
+        } else {
+            Err(DbError::internal("a migration left dangling references"))
+        }
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl ProxyDatabaseTrait for Proxy {
+    async fn query(&self, statement: Statement) -> Result<Vec<ProxyRow>, DbErr> {
+        self.session.query(&statement, usize::MAX).map_err(DbError::into_orm)
+    }
+
+    async fn execute(&self, statement: Statement) -> Result<ProxyExecResult, DbErr> {
+        // Text without values may hold several statements.
+        let result = if statement.values.is_none() {
+            self.session.batch(&statement.sql)
+        } else {
+            self.session.execute(&statement)
+        };
+        result.map_err(DbError::into_orm)
+    }
+
+    async fn rollback(&self) {
+        self.undone.store(true, Ordering::Relaxed);
+    }
+
+    fn start_rollback(&self) {
+        self.undone.store(true, Ordering::Relaxed);
+    }
+}

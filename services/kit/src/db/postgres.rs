@@ -1,0 +1,136 @@
+//! The PostgreSQL half: a bounded pool, one transaction a job.
+//!
+//! Deliberately absent: a ping before each use of a connection. It would double
+//! the round trips to find out what the statement itself finds out.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use sea_orm::{
+    AccessMode, ConnectOptions, DatabaseConnection, IsolationLevel, TransactionTrait as _,
+    sqlx::{AssertSqlSafe, Executor as _},
+};
+use tracing::Instrument as _;
+
+use super::{DatabaseOptions, DbError, Reader, Shared, Tx, tx, tx::TxCore};
+
+/// A pool whose connections work in the service's own schema.
+pub(super) async fn pool(url: &str, options: &DatabaseOptions) -> Result<DatabaseConnection, DbError> {
+    let mut connect = ConnectOptions::new(url);
+    connect
+        .max_connections(options.max_connections.max(1))
+        .min_connections(0)
+        .acquire_timeout(options.acquire_timeout)
+        .idle_timeout(Duration::from_mins(5))
+        .max_lifetime(Duration::from_mins(30))
+        .test_before_acquire(false)
+        .connect_lazy(true)
+        .sqlx_logging(false)
+        .record_stmt_in_spans(false);
+    // One round trip for all that a session needs. The isolation is set here,
+    // because setting it in each transaction would cost a round trip there.
+    let limit_ms = options.job_timeout.as_millis();
+    let prepare = format!(
+        "SET search_path = \"{}\"; SET statement_timeout = {limit_ms}; \
+         SET idle_in_transaction_session_timeout = {limit_ms}; \
+         SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        options.service
+    );
+    connect.map_sqlx_postgres_pool_opts(move |pool| {
+        let prepare = prepare.clone();
+        pool.after_connect(move |connection, _| {
+            let prepare = prepare.clone();
+            Box::pin(async move {
+                connection.execute(AssertSqlSafe(prepare)).await?;
+                Ok(())
+            })
+        })
+    });
+    Ok(sea_orm::Database::connect(connect).await?)
+}
+
+/// A single connection for the migrator, which may take its time.
+pub(super) async fn migration_connection(url: &str, service: &str) -> Result<DatabaseConnection, DbError> {
+    let mut connect = ConnectOptions::new(url);
+    connect
+        .max_connections(1)
+        .min_connections(0)
+        .acquire_timeout(Duration::from_secs(10))
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .sqlx_logging(false)
+        .set_schema_search_path(service);
+    Ok(sea_orm::Database::connect(connect).await?)
+}
+
+/// Gives a job the time it may have.
+pub(super) async fn limited<T, E: From<DbError>>(
+    shared: &Shared,
+    job: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match tokio::time::timeout(shared.job_timeout, job).await {
+        Ok(result) => result,
+        Err(_) => Err(DbError::busy("the job took too long").into()),
+    }
+}
+
+/// Runs a reading job on one snapshot.
+pub(super) async fn snapshot<T, E, F, Fut>(pool: &DatabaseConnection, shared: &Arc<Shared>, job: F) -> Result<T, E>
+where
+    F: FnOnce(Reader) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    E: From<DbError>,
+{
+    let transaction = pool
+        .begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly))
+        .await
+        .map_err(DbError::from)?;
+    // Dropped with the job, which rolls it back: nothing was changed.
+    let reader = Reader::in_snapshot(transaction, Arc::clone(shared));
+    limited(shared, job(reader)).await
+}
+
+/// Runs a job in a transaction of its own, in a task of its own.
+pub(super) async fn write<T, E, F, Fut>(pool: &DatabaseConnection, shared: &Arc<Shared>, job: F) -> Result<T, E>
+where
+    F: FnOnce(Tx) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    T: Send + 'static,
+    E: From<DbError> + Send + 'static,
+{
+    let pool = pool.clone();
+    let shared = Arc::clone(shared);
+    let task = async move { in_transaction(&pool, shared, job).await };
+    match tokio::spawn(task.in_current_span()).await {
+        Ok(result) => result,
+        Err(_) => Err(DbError::unavailable("the job was interrupted").into()),
+    }
+}
+
+async fn in_transaction<T, E, F, Fut>(pool: &DatabaseConnection, shared: Arc<Shared>, job: F) -> Result<T, E>
+where
+    F: FnOnce(Tx) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    E: From<DbError>,
+{
+    let transaction = pool.begin().await.map_err(DbError::from)?;
+    let core = Arc::new(TxCore::postgres(transaction, Arc::clone(&shared)));
+    let result = limited(&shared, tx::drive(&core, job)).await;
+    let settlement = core.take_settlement();
+    let Some(transaction) = Arc::into_inner(core).and_then(TxCore::into_transaction) else {
+        return Err(DbError::internal("the database handle outlived its job").into());
+    };
+    match result {
+        Ok(value) => {
+            transaction.commit().await.map_err(DbError::from)?;
+            shared.counters.commit();
+            settlement.settle(&shared);
+            Ok(value)
+        }
+        Err(error) => {
+            // If this fails the connection is broken, and the server rolls back.
+            let _ = transaction.rollback().await;
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Events between services: sealed into the outbox by the one who makes them, opened by the relay that hands them on.
+//!
+//! Payloads hold licence keys, so an outbox row keeps them sealed; they are plain only on the way between two
+//! processes of the installation.
+
+use std::future::Future;
+
+use paperkey_proto::{Error, events::v1::Event};
+use prost::Message as _;
+use serde_json::Value;
+
+use crate::{
+    clock::Clock,
+    db::{Database, OutboxMessage, Tx},
+    ids::new_id,
+    outbox::{OutboxRow, Relay, RelayOptions, Sink},
+    principal::Tenant,
+    secrets::{Keyring, Sealer},
+    shutdown::Shutdown,
+};
+
+/// A product was deleted: whoever keeps something of it, deletes that.
+pub const PRODUCT_DELETED: &str = "product.deleted";
+
+/// Records events in the transaction that makes them happen.
+#[derive(Clone, Debug)]
+pub struct EventOutbox {
+    sealer: Sealer,
+    clock: Clock,
+}
+
+impl EventOutbox {
+    /// Seals with the installation's keys.
+    pub fn new(keys: &Keyring, clock: Clock) -> Self {
+        Self { sealer: keys.sealer("outbox/v1"), clock }
+    }
+
+    /// Records one event for each of the targets. Returns its id.
+    pub fn emit(
+        &self,
+        tx: &Tx,
+        targets: &[&'static str],
+        topic: &str,
+        tenant: &Tenant,
+        product_id: &str,
+        data: &Value,
+    ) -> String {
+        let event = Event {
+            id: new_id("evt", &self.clock),
+            topic: topic.to_owned(),
+            team_id: tenant.team_id.clone(),
+            mode: tenant.mode.into(),
+            product_id: product_id.to_owned(),
+            created_at_ms: self.clock.now_ms(),
+            data_json: data.to_string(),
+        };
+        let plain = event.encode_to_vec();
+        for target in targets {
+            tx.emit(OutboxMessage {
+                target,
+                id: event.id.clone(),
+                topic: event.topic.clone(),
+                team_id: event.team_id.clone(),
+                payload: self.sealer.seal(&event.id, &plain),
+            });
+        }
+        event.id
+    }
+
+    /// Hands what was recorded for a target to `ingest`, at least once, until shut down.
+    pub async fn relay<F, Fut>(self, database: Database, target: &'static str, ingest: F, shutdown: Shutdown)
+    where
+        F: Fn(Vec<Event>) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<(), Error>> + Send,
+    {
+        let holder = new_id("proc", &self.clock);
+        let sink = EventSink { sealer: self.sealer, ingest };
+        Relay::new(database, target, holder, sink, RelayOptions::default()).run(shutdown.into_receiver()).await;
+    }
+}
+
+struct EventSink<F> {
+    sealer: Sealer,
+    ingest: F,
+}
+
+impl<F, Fut> Sink for EventSink<F>
+where
+    F: Fn(Vec<Event>) -> Fut + Send + Sync,
+    Fut: Future<Output = Result<(), Error>> + Send,
+{
+    type Error = Error;
+
+    async fn deliver(&self, batch: &[OutboxRow]) -> Result<(), Error> {
+        let events = batch.iter().filter_map(|row| self.open(row)).collect();
+        (self.ingest)(events).await
+    }
+}
+
+impl<F> EventSink<F> {
+    /// A row that cannot be opened never will be: it is passed over, loudly, so that those behind it go on.
+    fn open(&self, row: &OutboxRow) -> Option<Event> {
+        let event = self.sealer.open(&row.id, &row.payload).ok().and_then(|plain| Event::decode(plain.as_slice()).ok());
+        if event.is_none() {
+            tracing::error!(event = row.id, topic = row.topic, "an event cannot be opened and is lost");
+        }
+        event
+    }
+}

@@ -1,0 +1,29 @@
+//! What every service stands on: clock, ids, secrets, storage, the way from one service to another, and the
+//! policy that guards it.
+//!
+//! The kit knows the contract and no service. What it owns, no service writes again: the unit of work
+//! ([`db`]), the outbox ([`outbox`]), who is calling ([`principal`], [`authn`]), what they may ([`policy`]).
+
+pub mod authn;
+pub mod cache;
+pub mod changes;
+pub mod channel;
+pub mod clock;
+pub mod config;
+pub mod db;
+pub mod events;
+mod failure;
+pub mod host;
+pub mod ids;
+pub mod lease;
+pub mod outbox;
+pub mod policy;
+pub mod principal;
+pub mod reflection;
+pub mod secrets;
+pub mod service;
+pub mod shutdown;
+pub mod telemetry;
+pub mod testing;
+pub mod token;
+pub mod values;

@@ -1,0 +1,219 @@
+//! The policy of the contract, enforced: once in the gateway, and again in every service, by the same function.
+//!
+//! What is judged here is coarse on purpose: kind of caller, scope, role, read-only, expiry. Whether a thing is the
+//! caller's is decided by the service that loads it, through a store that is opened by tenant.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Request, header::AUTHORIZATION, request::Parts};
+use paperkey_proto::{
+    Contract, Error,
+    contract::Method,
+    errors::v1::Reason,
+    options::v1::{Caller as Kind, Scope, Tenant as TenantOption},
+    principal::v1::{Mode, Principal, Role},
+};
+use tonic::{Status, body::Body};
+use tracing::Instrument as _;
+
+use crate::{
+    authn::Authenticator,
+    clock::Clock,
+    ids::new_id,
+    principal::{Caller, PRINCIPAL_HEADER, Signer},
+    service::{Answer, Rpcs},
+};
+
+/// Whether that principal may call that method at all.
+pub fn authorize(method: &Method, principal: &Principal, now_ms: i64) -> Result<(), Error> {
+    if principal.expires_at_ms != 0 && principal.expires_at_ms <= now_ms {
+        return Err(Error::unauthenticated());
+    }
+    let kind = principal.kind();
+    let served = method.serves(kind) || (method.serves(Kind::Anyone) && kind != Kind::Service);
+    if !served {
+        return Err(Error::new(Reason::ScopeInsufficient));
+    }
+    if kind == Kind::Service {
+        return Ok(());
+    }
+    if principal.read_only && !method.is_read() {
+        return Err(Error::new(Reason::ScopeInsufficient).with_message("This key is read-only"));
+    }
+    let Some(scope) = method.scope else { return Ok(()) };
+    let held = || principal.scopes().any(|held| held == scope);
+    let role = || role_allows(principal.role(), scope);
+    let lacks_scope = || {
+        let word = Contract::get().scope_word(scope);
+        Err(Error::new(Reason::ScopeInsufficient).with_message(format!("This call needs the scope {word}")))
+    };
+    match kind {
+        Kind::Account if !role() => Err(Error::new(Reason::RoleInsufficient)),
+        Kind::UserToken if held() && !role() => Err(Error::new(Reason::RoleInsufficient)),
+        Kind::Account => Ok(()),
+        _ if !held() => lacks_scope(),
+        _ => Ok(()),
+    }
+    .and_then(|()| {
+        // A tenant's scope without a tenant: the account has no team, or none that it named.
+        let needs_team = method.policy.tenant() == TenantOption::Caller;
+        if needs_team && principal.team_id.is_empty() { Err(Error::not_found("team")) } else { Ok(()) }
+    })
+}
+
+/// What each role may do in its team.
+pub fn role_allows(role: Role, scope: Scope) -> bool {
+    use Scope as S;
+    let manages = matches!(
+        scope,
+        S::ProductsWrite | S::ClientsWrite | S::LicensesWrite | S::WebhooksWrite | S::LicensesCheck | S::MetersConsume
+    );
+    let reads = matches!(scope, S::ProductsRead | S::ClientsRead | S::LicensesRead | S::WebhooksRead | S::UsageRead);
+    match role {
+        Role::Owner | Role::Admin => scope != S::Unspecified,
+        Role::Manager => manages || reads,
+        Role::Member => reads,
+        Role::Unspecified => false,
+    }
+}
+
+/// A service behind its policy: nothing reaches the routes without a verified caller who may call that method.
+#[derive(Clone)]
+pub struct Guarded(Arc<Guard>);
+
+struct Guard {
+    rpcs: Rpcs,
+    signer: Signer,
+    clock: Clock,
+    /// Judges a system key that calls this port directly.
+    direct: Option<Arc<dyn Authenticator>>,
+}
+
+impl Guarded {
+    /// Puts the policy in front of a service's rpcs. People with a system key may call directly, such as by grpcurl
+    /// at the service's own port, where there is an authenticator to ask.
+    pub fn new(rpcs: Rpcs, signer: Signer, clock: Clock, direct: Option<Arc<dyn Authenticator>>) -> Self {
+        Self(Arc::new(Guard { rpcs, signer, clock, direct }))
+    }
+
+    /// Answers a call, if its caller may make it.
+    pub fn call(&self, request: Request<Body>) -> Answer {
+        let path = request.uri().path();
+        // What our own processes send is judged without waiting for anything.
+        match (Contract::get().method(path), request.headers().get(PRINCIPAL_HEADER)) {
+            (Some(method), Some(assertion)) => match self.0.assertion(method, assertion) {
+                Ok(caller) => self.0.serve(request, caller),
+                Err(error) => refuse(error),
+            },
+            (method, _) => {
+                let guard = Arc::clone(&self.0);
+                let method = method.cloned();
+                Box::pin(async move {
+                    // The body is not Sync, so it stays aside while the caller is looked at.
+                    let (parts, body) = request.into_parts();
+                    match guard.direct(method.as_deref(), &parts).await {
+                        Ok(caller) => guard.serve(Request::from_parts(parts, body), caller).await,
+                        Err(error) => refuse(error).await,
+                    }
+                })
+            }
+        }
+    }
+}
+
+impl Guard {
+    fn assertion(&self, method: &Method, assertion: &HeaderValue) -> Result<Caller, Error> {
+        let caller = self.signer.verify(assertion, &method.path)?;
+        authorize(method, &caller.principal, self.clock.now_ms())?;
+        Ok(caller)
+    }
+
+    /// The methods of reflection stand outside the contract: they take a system key, which reaches everything.
+    async fn direct(&self, method: Option<&Method>, request: &Parts) -> Result<Caller, Error> {
+        let (Some(direct), Some(credential)) = (&self.direct, bearer(request)) else {
+            return Err(Error::unauthenticated());
+        };
+        let principal = direct.authenticate(credential, None, Mode::Unspecified).await?;
+        if principal.kind() != Kind::SystemKey {
+            return Err(Error::unauthenticated());
+        }
+        if let Some(method) = method {
+            authorize(method, &principal, self.clock.now_ms())?;
+        }
+        Ok(Caller { principal, request_id: new_id("req", &self.clock) })
+    }
+
+    fn serve(&self, mut request: Request<Body>, caller: Caller) -> Answer {
+        let method = request.uri().path();
+        let span = tracing::debug_span!("rpc", method, request_id = caller.request_id.as_str());
+        request.headers_mut().remove(PRINCIPAL_HEADER);
+        request.extensions_mut().insert(caller);
+        let answer = self.rpcs.call(request);
+        if span.is_disabled() { answer } else { Box::pin(answer.instrument(span)) }
+    }
+}
+
+fn refuse(error: Error) -> Answer {
+    Box::pin(async { Ok(Status::from(error).into_http()) })
+}
+
+fn bearer(request: &Parts) -> Option<&str> {
+    let value = request.headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, credential) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(credential.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn method(path: &str) -> &'static Method {
+        Contract::get().method(path).expect("it is in the contract")
+    }
+
+    fn principal(kind: Kind, role: Role) -> Principal {
+        Principal { kind: kind.into(), role: role.into(), team_id: "team_1".into(), ..Principal::default() }
+    }
+
+    #[test]
+    fn a_member_reads_and_a_manager_writes() {
+        let read = method("/paperkey.catalog.v1.CatalogService/ListProducts");
+        let write = method("/paperkey.catalog.v1.CatalogService/CreateProduct");
+        let verdict = |method, role| authorize(method, &principal(Kind::Account, role), 0).map_err(|e| e.reason());
+        assert_eq!(verdict(read, Role::Member), Ok(()));
+        assert_eq!(verdict(write, Role::Member), Err(Reason::RoleInsufficient));
+        assert_eq!(verdict(write, Role::Manager), Ok(()));
+        assert_eq!(verdict(write, Role::Unspecified), Err(Reason::RoleInsufficient));
+    }
+
+    #[test]
+    fn a_key_needs_the_scope_and_a_read_only_key_writes_nothing() {
+        let read = method("/paperkey.catalog.v1.CatalogService/ListProducts");
+        let write = method("/paperkey.catalog.v1.CatalogService/CreateProduct");
+        let mut key = principal(Kind::TeamKey, Role::Unspecified);
+        assert_eq!(authorize(read, &key, 0).map_err(|e| e.reason()), Err(Reason::ScopeInsufficient));
+        key.scopes = vec![Scope::ProductsRead.into(), Scope::ProductsWrite.into()];
+        assert!(authorize(write, &key, 0).is_ok());
+        key.read_only = true;
+        assert!(authorize(read, &key, 0).is_ok());
+        assert_eq!(authorize(write, &key, 0).map_err(|e| e.reason()), Err(Reason::ScopeInsufficient));
+    }
+
+    #[test]
+    fn a_credential_that_has_expired_is_no_credential() {
+        let read = method("/paperkey.catalog.v1.CatalogService/ListProducts");
+        let mut owner = principal(Kind::Account, Role::Owner);
+        owner.expires_at_ms = 1_000;
+        assert!(authorize(read, &owner, 999).is_ok());
+        assert_eq!(authorize(read, &owner, 1_000).map_err(|e| e.reason()), Err(Reason::InvalidCredentials));
+    }
+
+    #[test]
+    fn only_processes_reach_internal_methods() {
+        let internal = method("/paperkey.auth.v1.CredentialService/Authenticate");
+        for kind in [Kind::Anyone, Kind::Account, Kind::TeamKey, Kind::SystemKey] {
+            assert!(authorize(internal, &principal(kind, Role::Owner), 0).is_err(), "{kind:?}");
+        }
+        assert!(authorize(internal, &principal(Kind::Service, Role::Unspecified), 0).is_ok());
+    }
+}
