@@ -1,0 +1,299 @@
+//! gRPC and gRPC-Web: the same methods under the same policy, passed through to the services.
+//!
+//! Messages are not looked into. What the gateway decides, it decides from the path and the metadata; identity that
+//! arrives from outside is dropped, and the gateway's own word is put in its place. Reflection and health are served
+//! here, and know of public services only.
+
+use std::{
+    convert::Infallible,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, Response, Version,
+    header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, FORWARDED, HOST, TE, TRANSFER_ENCODING},
+};
+use http_body::{Frame, SizeHint};
+use paperkey_kit::{
+    principal::{PRINCIPAL_HEADER, REQUEST_ID_HEADER},
+    reflection,
+    service::Rpcs,
+};
+use paperkey_proto::{Error, errors::v1::Reason};
+use tonic::Status;
+use tonic_web::GrpcWebLayer;
+use tower::{Layer as _, Service as _, service_fn};
+
+use crate::{
+    GatewayError, Inner,
+    policy::Arrival,
+    table::{Rpc, Table},
+    transcode::FRAME_HEADER_BYTES,
+};
+
+/// The content types of gRPC-Web that have an encoding here.
+const WEB_TYPES: [&[u8]; 4] = [
+    b"application/grpc-web",
+    b"application/grpc-web+proto",
+    b"application/grpc-web-text",
+    b"application/grpc-web-text+proto",
+];
+
+/// Services of the gateway itself, which need no credential.
+const OWN_SERVICES: [&str; 3] =
+    ["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
+
+/// What a content type says of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Grpc,
+    GrpcWeb,
+    /// Looks like gRPC-Web, in an encoding that is not known.
+    UnknownWeb,
+    Rest,
+}
+
+/// Tells gRPC from REST.
+pub(crate) fn dialect(headers: &HeaderMap) -> Dialect {
+    let Some(media_type) = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) else { return Dialect::Rest };
+    match media_type.strip_prefix(b"application/grpc") {
+        None => Dialect::Rest,
+        Some([] | [b'+' | b';' | b' ', ..]) => Dialect::Grpc,
+        Some(_) if WEB_TYPES.contains(&media_type) => Dialect::GrpcWeb,
+        Some(_) => Dialect::UnknownWeb,
+    }
+}
+
+/// The services of the gateway itself: health and reflection.
+pub(crate) fn own_services(table: &Table) -> Result<Rpcs, GatewayError> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let mut services: Vec<&str> = table.rpcs().map(|rpc| rpc.method.service.as_str()).collect();
+    services.sort_unstable();
+    services.dedup();
+    for service in &services {
+        // Nobody else holds the reporter's lock yet, so this is ready at once.
+        reporter.set_service_status(*service, tonic_health::ServingStatus::Serving).now_or_never();
+    }
+    Ok(reflection::add_to(Rpcs::new(health), |path| table.rpc(path).is_some())?)
+}
+
+/// Answers a gRPC-Web call.
+pub(crate) async fn answer_web(
+    gateway: &Arc<Inner>,
+    request: Request<tonic::body::Body>,
+    client: IpAddr,
+    request_id: &str,
+) -> Response<tonic::body::Body> {
+    let gateway = Arc::clone(gateway);
+    let request_id = Arc::<str>::from(request_id);
+    let inner = service_fn(move |request| {
+        let (gateway, request_id) = (Arc::clone(&gateway), Arc::clone(&request_id));
+        async move { Ok::<_, Infallible>(answer(&gateway, request, client, &request_id).await) }
+    });
+    let mut service = GrpcWebLayer::new().layer(inner);
+    service.call(request).await.unwrap_or_else(|impossible: Infallible| match impossible {})
+}
+
+/// Answers a gRPC call.
+pub(crate) async fn answer(
+    gateway: &Inner,
+    request: Request<tonic::body::Body>,
+    client: IpAddr,
+    request_id: &str,
+) -> Response<tonic::body::Body> {
+    let own = OWN_SERVICES.iter().any(|service| request.uri().path().starts_with(service));
+    let mut response = if own {
+        let answer = gateway.own_services.call(request).await;
+        answer.unwrap_or_else(|impossible: Infallible| match impossible {})
+    } else {
+        let answer = pass(gateway, request, client, request_id).await;
+        answer.unwrap_or_else(|error| Status::from(error).into_http())
+    };
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        response.headers_mut().insert(REQUEST_ID_HEADER, id);
+    }
+    response
+}
+
+async fn pass(
+    gateway: &Inner,
+    request: Request<tonic::body::Body>,
+    client: IpAddr,
+    request_id: &str,
+) -> Result<Response<tonic::body::Body>, Error> {
+    let (mut head, body) = request.into_parts();
+    let rpc = gateway
+        .table
+        .rpc(head.uri.path())
+        .filter(|_| head.method == Verb::POST)
+        .ok_or_else(|| Error::new(Reason::MethodNotAllowed).with_message("No such method"))?;
+    let arrival = Arrival {
+        rpc,
+        surface: None,
+        accepted: rpc.accepted,
+        api_key_header: rpc.api_key_header,
+        headers: &head.headers,
+        client,
+    };
+    let admitted = gateway.gate.admit(&arrival).await.map_err(|refusal| *refusal.error)?;
+
+    let timeout = asked_timeout(&head.headers).map_or(gateway.call_timeout, |asked| asked.min(gateway.call_timeout));
+    strip(&mut head.headers);
+    let assertion = gateway.signer.sign(admitted.principal.as_deref(), &rpc.method.path, request_id);
+    head.headers.insert(PRINCIPAL_HEADER, assertion);
+    head.headers.insert(REQUEST_ID_HEADER, HeaderValue::from_str(request_id).map_err(Error::internal)?);
+    head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    head.headers.insert("grpc-timeout", crate::rest::grpc_timeout(timeout));
+    head.uri.clone_from(&rpc.uri);
+    head.version = Version::HTTP_2;
+    head.extensions.clear();
+
+    let overflow = Arc::new(AtomicBool::new(false));
+    let left = rpc.max_body_bytes + FRAME_HEADER_BYTES;
+    let body = tonic::body::Body::new(Bounded { body, left, overflow: Arc::clone(&overflow) });
+    let answer = rpc.channel.clone().call(Request::from_parts(head, body));
+    let answer = tokio::time::timeout(timeout, answer).await.map_err(|_| Error::new(Reason::Deadline))?;
+    if overflow.load(Ordering::Relaxed) {
+        return Err(too_large(rpc));
+    }
+    let mut response = answer.map_err(|status| Error::from_status(&status))?;
+    for (name, value) in admitted.headers {
+        response.headers_mut().insert(name, value);
+    }
+    Ok(response)
+}
+
+fn too_large(rpc: &Rpc) -> Error {
+    let message = format!("The request body is larger than {} bytes", rpc.max_body_bytes);
+    Error::new(Reason::BodyTooLarge).with_message(message)
+}
+
+/// Takes out what is not for services: identity that did not come from us, credentials, and what belongs to one
+/// connection.
+fn strip(headers: &mut HeaderMap) {
+    let foreign: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str();
+            name.starts_with("paperkey-") || name.starts_with("x-paperkey-") || name.starts_with("x-forwarded-")
+        })
+        .cloned()
+        .collect();
+    for name in &foreign {
+        headers.remove(name);
+    }
+    for name in [AUTHORIZATION, COOKIE, CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, TRANSFER_ENCODING] {
+        headers.remove(name);
+    }
+    for name in ["x-api-key", "keep-alive", "proxy-authorization", "proxy-connection", "upgrade", "origin", "referer"] {
+        headers.remove(name);
+    }
+}
+
+/// How long a caller of gRPC wants to wait: at most eight digits and a unit.
+fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let is_number = (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let value: u64 = is_number.then(|| digits.parse().ok()).flatten()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3_600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+/// A body that ends in an error where it grows too large.
+struct Bounded {
+    body: tonic::body::Body,
+    left: usize,
+    overflow: Arc<AtomicBool>,
+}
+
+impl http_body::Body for Bounded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let Poll::Ready(Some(Ok(frame))) = &polled else { return polled };
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        let Some(left) = self.left.checked_sub(length) else {
+            self.overflow.store(true, Ordering::Relaxed);
+            return Poll::Ready(Some(Err(Error::new(Reason::BodyTooLarge).into())));
+        };
+        self.left = left;
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn the_content_type_tells_the_dialects_apart() {
+        let of = |value| dialect(&with("content-type", value));
+        assert_eq!(of("application/grpc"), Dialect::Grpc);
+        assert_eq!(of("application/grpc+proto"), Dialect::Grpc);
+        assert_eq!(of("application/grpc-web-text"), Dialect::GrpcWeb);
+        assert_eq!(of("application/grpc-web+json"), Dialect::UnknownWeb);
+        assert_eq!(of("application/json"), Dialect::Rest);
+        assert_eq!(dialect(&HeaderMap::new()), Dialect::Rest);
+    }
+
+    #[test]
+    fn a_timeout_is_read_as_grpc_writes_it() {
+        let of = |value| asked_timeout(&with("grpc-timeout", value));
+        assert_eq!(of("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(of("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(of("99999999H"), Some(Duration::from_hours(99_999_999)));
+        for value in ["", "S", "5", "5s", "-5S", "+5S", "123456789S", "5 S"] {
+            assert_eq!(of(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_only_we_may_say_is_taken_out() {
+        let names = [
+            "paperkey-principal-bin",
+            "paperkey-principal",
+            "x-paperkey-team",
+            "authorization",
+            "x-api-key",
+            "cookie",
+            "x-forwarded-for",
+        ];
+        let mut headers: HeaderMap =
+            names.iter().map(|name| (HeaderName::from_static(name), HeaderValue::from_static("x"))).collect();
+        headers.append("paperkey-principal-bin", HeaderValue::from_static("y"));
+        headers.insert("grpc-encoding", HeaderValue::from_static("identity"));
+        strip(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-encoding"]);
+    }
+}

@@ -1,0 +1,227 @@
+//! The public edge: REST, gRPC and gRPC-Web for every public method of the contract, on one port.
+//!
+//! The gateway is a small generic machine that reads descriptors when it starts. It names no service and no message:
+//! routes, JSON, errors and policy all come from the contract, and a new method needs no change here. A request meets,
+//! in this order: an id of its own and the caller's address, a route or an rpc, the policy, the body, the service.
+//!
+//! Deliberately absent: state. Whose a credential is, what is left of a limit and everything else that must be kept
+//! is asked of an [`Authenticator`], a [`Limiter`] and the services.
+
+mod body;
+mod edge;
+mod envelope;
+mod grpc;
+mod pages;
+mod policy;
+mod rest;
+mod table;
+pub mod transcode;
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Method as Verb, Request, Response,
+    header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS},
+};
+use ipnet::IpNet;
+use paperkey_kit::{
+    authn::Authenticator,
+    channel::Channel,
+    clock::Clock,
+    ids,
+    principal::{REQUEST_ID_HEADER, Signer},
+    service::Rpcs,
+};
+use paperkey_proto::{Contract, Error, errors::v1::Reason};
+
+pub use body::Body;
+pub use policy::{LimitedCall, Limiter};
+
+use envelope::{Refusal, Teller, asks_for_problem};
+use grpc::Dialect;
+use pages::Pages;
+use policy::Gate;
+use table::Table;
+use transcode::Unspeakable;
+
+/// How a gateway behaves.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// The URL that callers reach the gateway by, such as `https://keys.example.com`.
+    pub public_url: String,
+    /// The networks of proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether browsers of any origin may call the paths that take keys.
+    pub cors_any_origin: bool,
+    /// How long a call to a service may take, in milliseconds.
+    pub call_timeout_ms: u64,
+    /// The version that the page names.
+    pub version: &'static str,
+}
+
+/// Why a gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// A public method's owner has no channel.
+    #[error("public methods of {0} have no channel to go by")]
+    NoChannel(String),
+    /// A path or template of the contract cannot be routed.
+    #[error("{0} cannot be routed")]
+    Path(String),
+    /// A method streams and has a REST route.
+    #[error("{0} streams, and so cannot have a REST route")]
+    StreamingRoute(String),
+    /// A message has no form in JSON.
+    #[error(transparent)]
+    Message(#[from] Unspeakable),
+    /// The compiled contract cannot be read.
+    #[error(transparent)]
+    Descriptors(#[from] paperkey_kit::reflection::Garbled),
+}
+
+/// The gateway. Clones are the same gateway.
+#[derive(Clone)]
+pub struct Gateway(Arc<Inner>);
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("config", &self.0.config).finish_non_exhaustive()
+    }
+}
+
+/// What all requests share.
+struct Inner {
+    config: GatewayConfig,
+    contract: &'static Contract,
+    table: Table,
+    gate: Gate,
+    signer: Signer,
+    clock: Clock,
+    pages: Pages,
+    own_services: Rpcs,
+    call_timeout: Duration,
+    grpc_timeout: HeaderValue,
+}
+
+impl Gateway {
+    /// A gateway to the services behind the channels, which are found by the owner's name in the contract: `auth`,
+    /// `catalog` and so on. Fails where a public method could not be served.
+    pub fn new(
+        mut config: GatewayConfig,
+        channels: HashMap<String, Channel>,
+        authenticator: Arc<dyn Authenticator>,
+        signer: Signer,
+        clock: Clock,
+        limiter: Option<Arc<dyn Limiter>>,
+    ) -> Result<Self, GatewayError> {
+        let contract = Contract::get();
+        config.public_url.truncate(config.public_url.trim_end_matches('/').len());
+        let table = Table::new(contract, move |owner| channels.get(owner).cloned())?;
+        let call_timeout = Duration::from_millis(config.call_timeout_ms);
+        Ok(Self(Arc::new(Inner {
+            contract,
+            own_services: grpc::own_services(&table)?,
+            pages: Pages::new(&config),
+            table,
+            gate: Gate { authenticator, clock: clock.clone(), limiter },
+            signer,
+            clock,
+            call_timeout,
+            grpc_timeout: rest::grpc_timeout(call_timeout),
+            config,
+        })))
+    }
+
+    /// Answers one request that came from that socket.
+    pub fn handle<B>(
+        &self,
+        request: Request<B>,
+        peer: SocketAddr,
+    ) -> impl Future<Output = Response<Body>> + Send + use<B>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        Arc::clone(&self.0).handle(request, peer)
+    }
+}
+
+impl Inner {
+    async fn handle<B>(self: Arc<Self>, request: Request<B>, peer: SocketAddr) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let gateway = &self;
+        let request_id = ids::new_id("req", &gateway.clock);
+        let client = edge::client_address(request.headers(), peer, &gateway.config.trusted_proxies);
+        let mut response = match grpc::dialect(request.headers()) {
+            Dialect::Grpc => {
+                let request = request.map(tonic::body::Body::new);
+                // Boxed, so that a REST request does not carry the room that a gRPC one needs.
+                return Box::pin(grpc::answer(gateway, request, client, &request_id)).await.map(Body::from);
+            }
+            Dialect::GrpcWeb if request.method() == Verb::POST => {
+                let request = request.map(tonic::body::Body::new);
+                let answer = Box::pin(grpc::answer_web(gateway, request, client, &request_id));
+                let mut response = answer.await.map(Body::from);
+                if gateway.config.cors_any_origin {
+                    edge::share(response.headers_mut());
+                }
+                return response;
+            }
+            Dialect::GrpcWeb => {
+                gateway.refuse(&request, &Refusal::other_verb(HeaderValue::from_static("POST")), &request_id)
+            }
+            Dialect::UnknownWeb => {
+                let error = Error::new(Reason::UnsupportedMediaType).with_message("This encoding is not known here");
+                gateway.refuse(&request, &error.into(), &request_id)
+            }
+            Dialect::Rest if gateway.is_grpc_preflight(&request) => {
+                let asked = request.headers().get(http::header::ACCESS_CONTROL_REQUEST_HEADERS);
+                edge::preflight(HeaderValue::from_static("POST"), asked)
+            }
+            Dialect::Rest => match gateway.page(&request) {
+                Some(Ok(page)) => return page,
+                Some(Err(refusal)) => gateway.refuse(&request, &refusal, &request_id),
+                None => {
+                    let (head, body) = request.into_parts();
+                    rest::answer(gateway, head, body, client, &request_id).await
+                }
+            },
+        };
+        let headers = response.headers_mut();
+        if let Ok(id) = HeaderValue::from_str(&request_id) {
+            headers.insert(REQUEST_ID_HEADER, id);
+        }
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        response
+    }
+
+    /// The page of a path; surfaces have none.
+    fn page<B>(&self, request: &Request<B>) -> Option<Result<Response<Body>, Refusal>> {
+        let path = request.uri().path();
+        if self.contract.surface_of(path).is_some() { None } else { self.pages.answer(request.method(), path) }
+    }
+
+    /// Whether a browser asks for leave to send gRPC-Web.
+    fn is_grpc_preflight<B>(&self, request: &Request<B>) -> bool {
+        self.config.cors_any_origin
+            && edge::is_preflight(request.method(), request.headers())
+            && self.table.rpc(request.uri().path()).is_some()
+    }
+
+    /// Refuses a request outside of all routes.
+    fn refuse<B>(&self, request: &Request<B>, refusal: &Refusal, request_id: &str) -> Response<Body> {
+        let teller = Teller {
+            surface: self.contract.surface_of(request.uri().path()).map(|entry| &entry.options),
+            request_id,
+            public_url: &self.config.public_url,
+            path: request.uri().path(),
+            problem: asks_for_problem(request.headers()),
+        };
+        teller.tell(refusal)
+    }
+}

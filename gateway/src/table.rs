@@ -1,0 +1,282 @@
+//! What the gateway serves, made once from the contract: rpcs by path, REST routes by path and verb.
+//!
+//! Methods that are not public are not in here at all, so no later code can let one through. Streaming methods have
+//! no REST route yet; a contract that gives one is refused when the table is made.
+
+use std::{collections::HashMap, sync::Arc};
+
+use http::{HeaderValue, Method as Verb, StatusCode, Uri};
+use paperkey_kit::channel::Channel;
+use paperkey_proto::{
+    Contract,
+    contract::{Method, SurfaceEntry},
+    options::v1::{Caller, Surface},
+};
+
+use crate::{
+    GatewayError,
+    transcode::{MessageId, Schema},
+};
+
+/// The most variables that a path may have.
+pub(crate) const MAX_VARIABLES: usize = 8;
+
+/// A set of kinds of caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kinds(u32);
+
+impl Kinds {
+    pub(crate) fn of(kinds: impl IntoIterator<Item = Caller>) -> Self {
+        Self(kinds.into_iter().fold(0, |set, kind| set | 1 << (kind as u32 & 31)))
+    }
+
+    pub(crate) fn has(self, kind: Caller) -> bool {
+        self.0 & (1 << (kind as u32 & 31)) != 0
+    }
+
+    fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    fn without(self, kind: Caller) -> Self {
+        Self(self.0 & !(1 << (kind as u32 & 31)))
+    }
+}
+
+/// A public method, and the way to it.
+#[derive(Debug)]
+pub(crate) struct Rpc {
+    pub(crate) method: Arc<Method>,
+    /// Its path, as a request to its service names it.
+    pub(crate) uri: Uri,
+    pub(crate) channel: Channel,
+    pub(crate) input: MessageId,
+    pub(crate) output: MessageId,
+    pub(crate) success: StatusCode,
+    pub(crate) max_body_bytes: usize,
+    /// The only callers are nobody in particular: a credential says nothing here.
+    pub(crate) only_anyone: bool,
+    /// The kinds of caller that gRPC accepts: those of the method and of the surfaces that it has routes on.
+    pub(crate) accepted: Kinds,
+    /// Whether gRPC takes the credential from `x-api-key` too.
+    pub(crate) api_key_header: bool,
+}
+
+/// A REST route.
+#[derive(Debug)]
+pub(crate) struct RestRoute {
+    pub(crate) rpc: Arc<Rpc>,
+    pub(crate) surface: &'static SurfaceEntry,
+    /// The kinds of caller that the surface accepts.
+    pub(crate) accepted: Kinds,
+    /// The fields that the variables of the path stand for, in order.
+    pub(crate) variables: Vec<usize>,
+    pub(crate) body: bool,
+}
+
+/// All routes of one path.
+#[derive(Debug)]
+pub(crate) struct Node {
+    verbs: Vec<(Verb, RestRoute)>,
+    /// The verbs, as `Allow` names them.
+    pub(crate) allow: HeaderValue,
+}
+
+/// What a path and a verb lead to.
+#[derive(Debug)]
+pub(crate) enum Found<'t, 'p> {
+    /// A route, and what stands in the place of its variables.
+    Route(&'t RestRoute, matchit::Params<'t, 'p>),
+    /// The path is known, and takes other verbs.
+    OtherVerb(&'t Node),
+    /// Nothing.
+    Nothing,
+}
+
+/// The table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) schema: Schema,
+    router: matchit::Router<Node>,
+    rpcs: HashMap<&'static str, Arc<Rpc>>,
+}
+
+impl Table {
+    /// Makes the table; `channel` tells the way to the owner of a method.
+    pub(crate) fn new(
+        contract: &'static Contract,
+        channel: impl Fn(&str) -> Option<Channel>,
+    ) -> Result<Self, GatewayError> {
+        let mut schema = Schema::new();
+        let mut rpcs = HashMap::new();
+        let mut nodes: Vec<(String, Vec<(Verb, RestRoute)>)> = Vec::new();
+        for method in contract.methods().iter().filter(|method| method.is_public()) {
+            let streams = method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
+            if streams && !method.routes.is_empty() {
+                return Err(GatewayError::StreamingRoute(method.path.clone()));
+            }
+            let rpc = Arc::new(Rpc {
+                uri: Uri::try_from(method.path.as_str()).map_err(|_| GatewayError::Path(method.path.clone()))?,
+                channel: channel(&method.owner).ok_or_else(|| GatewayError::NoChannel(method.owner.clone()))?,
+                input: schema.learn(&method.descriptor.input())?,
+                output: schema.learn(&method.descriptor.output())?,
+                success: StatusCode::from_u16(method.success_code()).unwrap_or(StatusCode::OK),
+                max_body_bytes: method.max_body_bytes(),
+                only_anyone: method.callers.iter().all(|caller| *caller == Caller::Anyone),
+                accepted: surfaces_of(contract, method)
+                    .fold(Kinds::of(method.callers.iter().copied()), |kinds, entry| {
+                        kinds.with(Kinds::of(entry.options.callers()))
+                    })
+                    .without(Caller::Service),
+                api_key_header: surfaces_of(contract, method).any(|entry| entry.options.api_key_header),
+                method: Arc::clone(method),
+            });
+            for route in &method.routes {
+                let Some(surface) = entry_of(contract, route.surface) else { continue };
+                let variables = route
+                    .variables
+                    .iter()
+                    .map(|name| schema.position(rpc.input, name))
+                    .collect::<Option<Vec<_>>>()
+                    .filter(|variables| variables.len() <= MAX_VARIABLES)
+                    .ok_or_else(|| GatewayError::Path(route.template.clone()))?;
+                let entry = RestRoute {
+                    rpc: Arc::clone(&rpc),
+                    surface,
+                    accepted: Kinds::of(surface.options.callers()).without(Caller::Service),
+                    variables,
+                    body: route.body,
+                };
+                let template = numbered(&route.template);
+                let at = nodes.iter().position(|(known, _)| *known == template).unwrap_or_else(|| {
+                    nodes.push((template, Vec::new()));
+                    nodes.len() - 1
+                });
+                nodes[at].1.push((route.verb.clone(), entry));
+            }
+            rpcs.insert(method_path(contract, method), rpc);
+        }
+        let mut router = matchit::Router::new();
+        for (template, verbs) in nodes {
+            let names: Vec<_> = verbs.iter().map(|(verb, _)| verb.as_str()).collect();
+            let allow = HeaderValue::from_str(&names.join(", ")).map_err(|_| GatewayError::Path(template.clone()))?;
+            router.insert(&template, Node { verbs, allow }).map_err(|_| GatewayError::Path(template))?;
+        }
+        Ok(Self { schema, router, rpcs })
+    }
+
+    /// What a REST request leads to.
+    pub(crate) fn find<'p>(&self, verb: &Verb, path: &'p str) -> Found<'_, 'p> {
+        let Ok(matched) = self.router.at(path) else { return Found::Nothing };
+        match matched.value.verbs.iter().find(|(known, _)| known == verb) {
+            Some((_, route)) => Found::Route(route, matched.params),
+            None => Found::OtherVerb(matched.value),
+        }
+    }
+
+    /// The public method with that rpc path.
+    pub(crate) fn rpc(&self, path: &str) -> Option<&Arc<Rpc>> {
+        self.rpcs.get(path)
+    }
+
+    /// All public methods.
+    pub(crate) fn rpcs(&self) -> impl Iterator<Item = &Arc<Rpc>> {
+        self.rpcs.values()
+    }
+}
+
+impl Node {
+    /// The surface of the path.
+    pub(crate) fn surface(&self) -> Option<&'static SurfaceEntry> {
+        self.verbs.first().map(|(_, route)| route.surface)
+    }
+}
+
+/// A method lives as long as the contract does, and so does its path.
+fn method_path(contract: &'static Contract, method: &Method) -> &'static str {
+    contract.method(&method.path).map_or("", |method| method.path.as_str())
+}
+
+fn surfaces_of(contract: &'static Contract, method: &Method) -> impl Iterator<Item = &'static SurfaceEntry> {
+    method.routes.iter().filter_map(move |route| entry_of(contract, route.surface))
+}
+
+fn entry_of(contract: &'static Contract, surface: Surface) -> Option<&'static SurfaceEntry> {
+    contract.surfaces().iter().find(|entry| entry.surface == surface)
+}
+
+/// A template with numbers for names, since two methods of one path may name its variables differently.
+fn numbered(template: &str) -> String {
+    let mut numbers = 0..;
+    template
+        .split('/')
+        .map(|segment| {
+            if segment.starts_with('{') { format!("{{v{}}}", numbers.next().unwrap_or(0)) } else { segment.to_owned() }
+        })
+        .collect::<Vec<_>>()
+        .join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        Table::new(Contract::get(), |_| Some(Channel::local())).unwrap()
+    }
+
+    #[test]
+    fn every_route_of_the_contract_is_found_with_its_variables() {
+        let table = table();
+        for method in Contract::get().methods() {
+            for route in &method.routes {
+                let path = route.template.replace(['{', '}'], "");
+                let Found::Route(found, params) = table.find(&route.verb, &path) else {
+                    panic!("{} {path} leads nowhere", route.verb)
+                };
+                assert_eq!(found.rpc.method.path, method.path);
+                assert_eq!(found.surface.surface, route.surface);
+                assert_eq!(found.body, route.body);
+                let values: Vec<_> = params.iter().map(|(_, value)| value.to_owned()).collect();
+                assert_eq!(values, route.variables);
+                assert_eq!(found.variables.len(), route.variables.len());
+            }
+        }
+    }
+
+    #[test]
+    fn internal_methods_are_not_there() {
+        let table = table();
+        for method in Contract::get().methods() {
+            assert_eq!(table.rpc(&method.path).is_some(), method.is_public(), "{}", method.path);
+        }
+    }
+
+    #[test]
+    fn another_verb_is_told_which_verbs_there_are() {
+        let table = table();
+        let Found::OtherVerb(node) = table.find(&Verb::PUT, "/products/prod_1") else { panic!("it is known") };
+        assert_eq!(node.allow, "GET, PATCH, DELETE");
+        assert!(matches!(table.find(&Verb::HEAD, "/products"), Found::OtherVerb(_)));
+        for path in ["/products/", "/products//api-keys", "/product", "/v1/status/", "", "*"] {
+            assert!(matches!(table.find(&Verb::GET, path), Found::Nothing), "{path}");
+        }
+    }
+
+    #[test]
+    fn an_owner_without_a_channel_is_refused() {
+        let refused = Table::new(Contract::get(), |owner| (owner != "catalog").then(Channel::local)).unwrap_err();
+        assert!(matches!(refused, GatewayError::NoChannel(owner) if owner == "catalog"));
+    }
+
+    #[test]
+    fn grpc_accepts_the_callers_of_the_surfaces_but_never_another_process() {
+        let table = table();
+        for rpc in table.rpcs() {
+            assert!(!rpc.accepted.has(Caller::Service), "{}", rpc.method.path);
+            for caller in rpc.method.callers.iter().filter(|caller| **caller != Caller::Service) {
+                assert!(rpc.accepted.has(*caller), "{}", rpc.method.path);
+            }
+        }
+    }
+}
