@@ -1,0 +1,199 @@
+//! Keys: their kinds, what each kind may do, and how new ones are made.
+
+use paperkey_kit::{
+    secrets::Secret,
+    token::{TokenKind, shown_prefix},
+};
+use paperkey_proto::{
+    Contract,
+    options::v1::{Caller, Scope},
+    principal::v1::Mode,
+};
+
+/// How long a free key is good, in milliseconds.
+pub(crate) const FREE_KEY_LIFETIME_MS: i64 = 28 * 24 * 60 * 60 * 1_000;
+
+/// How many key pairs of one product may be active.
+pub(crate) const MAX_ACTIVE_PAIRS: u64 = 10;
+
+/// How long revoked pairs stay in lists, in milliseconds.
+pub(crate) const REVOKED_LISTED_MS: i64 = 90 * 24 * 60 * 60 * 1_000;
+
+/// The kinds of key that are one token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyKind {
+    Team,
+    Platform,
+    Free,
+    System,
+    User,
+}
+
+impl KeyKind {
+    /// The kind of a token, if it is not half of a product's pair.
+    pub(crate) fn of(token: TokenKind) -> Option<Self> {
+        match token {
+            TokenKind::TeamLive | TokenKind::TeamTest => Some(Self::Team),
+            TokenKind::PlatformLive | TokenKind::PlatformTest => Some(Self::Platform),
+            TokenKind::Free => Some(Self::Free),
+            TokenKind::System => Some(Self::System),
+            TokenKind::User => Some(Self::User),
+            TokenKind::ProductPublic | TokenKind::ProductSecret => None,
+        }
+    }
+
+    /// The word that is stored.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Team => "team",
+            Self::Platform => "platform",
+            Self::Free => "free",
+            Self::System => "system",
+            Self::User => "user",
+        }
+    }
+
+    /// As which kind of caller the holder appears.
+    pub(crate) fn caller(self) -> Caller {
+        match self {
+            Self::Team | Self::Platform => Caller::TeamKey,
+            Self::Free => Caller::FreeKey,
+            Self::System => Caller::SystemKey,
+            Self::User => Caller::UserToken,
+        }
+    }
+
+    /// All that a key of this kind can be allowed.
+    pub(crate) fn all_scopes(self) -> Vec<Scope> {
+        let every = Contract::get().scopes().map(|(scope, _)| scope);
+        match self {
+            Self::System => every.collect(),
+            // Checking licences is what an app in the field does, by its product's public key.
+            _ => every.filter(|scope| *scope != Scope::LicensesCheck).collect(),
+        }
+    }
+}
+
+/// What a product's public key may do. It ships in apps.
+pub(crate) const PUBLIC_KEY_SCOPES: [Scope; 1] = [Scope::LicensesCheck];
+
+/// What a product's secret key may do, for its product only.
+pub(crate) const SECRET_KEY_SCOPES: [Scope; 4] =
+    [Scope::LicensesRead, Scope::LicensesWrite, Scope::WebhooksRead, Scope::WebhooksWrite];
+
+/// Scopes as they are stored: their words, as a JSON list.
+pub(crate) fn scopes_json(scopes: &[Scope]) -> String {
+    let words: Vec<&str> = scopes.iter().map(|scope| Contract::get().scope_word(*scope)).collect();
+    serde_json::Value::from(words).to_string()
+}
+
+/// Stored scopes. A word that is not known, and text that is no list, allows nothing.
+pub(crate) fn scopes_of(json: &str) -> Vec<Scope> {
+    let words: Vec<String> = serde_json::from_str(json).unwrap_or_default();
+    Contract::get().scopes().filter(|(_, options)| words.contains(&options.word)).map(|(scope, _)| scope).collect()
+}
+
+/// A key that is about to be stored. The token itself is shown once and then gone.
+#[derive(Debug)]
+pub(crate) struct NewKey {
+    pub(crate) id: String,
+    pub(crate) kind: KeyKind,
+    pub(crate) mode: Mode,
+    pub(crate) name: &'static str,
+    pub(crate) token: Secret,
+    pub(crate) shown_prefix: String,
+    pub(crate) expires_at_ms: Option<i64>,
+}
+
+impl NewKey {
+    /// A key with a fresh token, read-write, with all that its kind may do.
+    pub(crate) fn generate(id: String, token: TokenKind, kind: KeyKind, name: &'static str) -> Self {
+        let mode = match token {
+            TokenKind::TeamTest | TokenKind::PlatformTest => Mode::Test,
+            _ => Mode::Live,
+        };
+        let token = token.generate();
+        let shown_prefix = shown_prefix(&token);
+        Self { id, kind, mode, name, token: Secret::new(token), shown_prefix, expires_at_ms: None }
+    }
+
+    /// The free key of a registration.
+    pub(crate) fn free(id: String, now_ms: i64) -> Self {
+        let key = Self::generate(id, TokenKind::Free, KeyKind::Free, "Free key");
+        Self { expires_at_ms: Some(now_ms.saturating_add(FREE_KEY_LIFETIME_MS)), ..key }
+    }
+
+    /// The first live key of a registration.
+    pub(crate) fn first_live(id: String) -> Self {
+        Self::generate(id, TokenKind::PlatformLive, KeyKind::Platform, "First live key")
+    }
+
+    /// The installation's system key.
+    pub(crate) fn system(id: String) -> Self {
+        Self::generate(id, TokenKind::System, KeyKind::System, "System key")
+    }
+}
+
+/// A product's key pair that is about to be stored.
+#[derive(Debug)]
+pub(crate) struct NewPair {
+    pub(crate) id: String,
+    pub(crate) public_key: String,
+    pub(crate) secret_key: Secret,
+    pub(crate) secret_prefix: String,
+}
+
+impl NewPair {
+    /// A pair with fresh tokens.
+    pub(crate) fn generate(id: String) -> Self {
+        let secret_key = TokenKind::ProductSecret.generate();
+        let secret_prefix = shown_prefix(&secret_key);
+        Self { id, public_key: TokenKind::ProductPublic.generate(), secret_key: Secret::new(secret_key), secret_prefix }
+    }
+}
+
+/// A product's key pair, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub(crate) id: String,
+    pub(crate) product_id: String,
+    pub(crate) mode: Mode,
+    pub(crate) public_key: String,
+    pub(crate) secret_prefix: String,
+    pub(crate) created_at_ms: i64,
+    pub(crate) revoked_at_ms: Option<i64>,
+    pub(crate) revoked_by: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_come_back_as_they_were_stored() {
+        let scopes = KeyKind::Team.all_scopes();
+        assert_eq!(scopes_of(&scopes_json(&scopes)), scopes);
+        assert!(!scopes.contains(&Scope::LicensesCheck) && scopes.contains(&Scope::KeysWrite));
+    }
+
+    #[test]
+    fn stored_nonsense_allows_nothing() {
+        for nonsense in ["", "null", "{}", "[1]", "[\"everything\"]", "products:read"] {
+            assert_eq!(scopes_of(nonsense), [], "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn new_keys_are_of_their_kind_and_print_no_token() {
+        let (free, live) = (NewKey::free("key_1".into(), 1_000), NewKey::first_live("key_2".into()));
+        assert_eq!(TokenKind::of(free.token.expose()), Some(TokenKind::Free));
+        assert_eq!(free.expires_at_ms, Some(1_000 + FREE_KEY_LIFETIME_MS));
+        assert_eq!(TokenKind::of(live.token.expose()), Some(TokenKind::PlatformLive));
+        let pair = NewPair::generate("key_3".into());
+        assert_eq!(TokenKind::of(pair.secret_key.expose()), Some(TokenKind::ProductSecret));
+        let printed = format!("{free:?} {live:?} {pair:?}");
+        for secret in [&free.token, &live.token, &pair.secret_key] {
+            assert!(!printed.contains(secret.expose()));
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The rows.
+
+pub(super) mod users {
+    use std::fmt;
+
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "users")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) id: String,
+        pub(crate) email_lower: String,
+        pub(crate) email: String,
+        pub(crate) name: Option<String>,
+        pub(crate) password_hash: String,
+        pub(crate) session_epoch: i64,
+        pub(crate) created_at_ms: i64,
+    }
+
+    impl fmt::Debug for Model {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Model").field("id", &self.id).finish_non_exhaustive()
+        }
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod teams {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "teams")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) id: String,
+        pub(crate) name: String,
+        pub(crate) tier: String,
+        pub(crate) sandbox: bool,
+        pub(crate) created_at_ms: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod memberships {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "memberships")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) team_id: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) user_id: String,
+        pub(crate) role: String,
+        pub(crate) created_at_ms: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {
+        #[sea_orm(belongs_to = "super::teams::Entity", from = "Column::TeamId", to = "super::teams::Column::Id")]
+        Team,
+    }
+
+    impl Related<super::teams::Entity> for Entity {
+        fn to() -> RelationDef {
+            Relation::Team.def()
+        }
+    }
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod keys {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "keys")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) id: String,
+        pub(crate) kind: String,
+        pub(crate) team_id: Option<String>,
+        pub(crate) mode: String,
+        pub(crate) user_id: Option<String>,
+        pub(crate) created_by: Option<String>,
+        pub(crate) name: String,
+        pub(crate) token_hash: Vec<u8>,
+        pub(crate) shown_prefix: String,
+        pub(crate) scopes: String,
+        pub(crate) read_only: bool,
+        pub(crate) allowlist: Option<String>,
+        pub(crate) enabled: bool,
+        pub(crate) expires_at_ms: Option<i64>,
+        pub(crate) created_at_ms: i64,
+        pub(crate) revoked_at_ms: Option<i64>,
+        pub(crate) revoked_by: Option<String>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {
+        #[sea_orm(belongs_to = "super::teams::Entity", from = "Column::TeamId", to = "super::teams::Column::Id")]
+        Team,
+    }
+
+    impl Related<super::teams::Entity> for Entity {
+        fn to() -> RelationDef {
+            Relation::Team.def()
+        }
+    }
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod product_registry {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "product_registry")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) product_id: String,
+        pub(crate) team_id: String,
+        pub(crate) mode: String,
+        pub(crate) deleted: bool,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod product_keys {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "product_keys")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) id: String,
+        pub(crate) team_id: String,
+        pub(crate) mode: String,
+        pub(crate) product_id: String,
+        pub(crate) public_key: String,
+        pub(crate) public_hash: Vec<u8>,
+        pub(crate) secret_hash: Vec<u8>,
+        pub(crate) secret_prefix: String,
+        pub(crate) created_at_ms: i64,
+        pub(crate) revoked_at_ms: Option<i64>,
+        pub(crate) revoked_by: Option<String>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {
+        #[sea_orm(belongs_to = "super::teams::Entity", from = "Column::TeamId", to = "super::teams::Column::Id")]
+        Team,
+    }
+
+    impl Related<super::teams::Entity> for Entity {
+        fn to() -> RelationDef {
+            Relation::Team.def()
+        }
+    }
+
+    impl ActiveModelBehavior for ActiveModel {}
+}

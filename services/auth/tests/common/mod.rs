@@ -1,0 +1,244 @@
+//! The service as others reach it: its assembled routes behind the policy, called as whoever a test says.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use http::Request as HttpRequest;
+use paperkey_auth::{AuthConfig, admin::Admin, assemble};
+use paperkey_kit::{
+    cache::{Epochs, VersionedCache},
+    channel::{Channel, ServiceChannel},
+    db::Database,
+    policy::Guarded,
+    principal::{PRINCIPAL_HEADER, Signer},
+    secrets::Keyring,
+    service::{Channels, ServiceDeps},
+};
+use paperkey_proto::{
+    Error,
+    auth::v1::{
+        AuthenticateRequest, CreateProductApiKeyRequest, CreateProductApiKeyResponse, DeleteProductApiKeyRequest,
+        GetMeRequest, GetMeResponse, GetStatusRequest, GetStatusResponse, IngestEventsRequest, ListChangesRequest,
+        ListChangesResponse, ListProductApiKeysRequest, ListProductApiKeysResponse, LoginRequest, LoginResponse,
+        ProvisionProductRequest, ProvisionProductResponse, RegisterRequest, RegisterResponse,
+        auth_service_client::AuthServiceClient, credential_service_client::CredentialServiceClient,
+        intake_service_client::IntakeServiceClient, product_api_key_service_client::ProductApiKeyServiceClient,
+        status_service_client::StatusServiceClient,
+    },
+    errors::v1::Reason,
+    events::v1::Event,
+    principal::v1::{Mode, Principal},
+};
+use tonic::{Response, Status, body::Body};
+use tower::Service;
+
+/// The password of every account here.
+pub(crate) const PASSWORD: &str = "correct horse battery";
+
+/// A running service, and the means to call it.
+pub(crate) struct App {
+    pub(crate) database: Database,
+    epochs: Arc<Epochs>,
+    pub(crate) admin: Admin,
+    channel: Channel,
+    signer: Signer,
+}
+
+/// The way in as somebody: what the gateway is, cut down to its signature.
+#[derive(Clone)]
+pub(crate) struct Signed {
+    channel: Channel,
+    signer: Signer,
+    principal: Option<Principal>,
+}
+
+impl Service<HttpRequest<Body>> for Signed {
+    type Response = <Channel as Service<HttpRequest<Body>>>::Response;
+    type Error = Status;
+    type Future = <Channel as Service<HttpRequest<Body>>>::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.channel.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: HttpRequest<Body>) -> Self::Future {
+        let assertion = self.signer.sign(self.principal.as_ref(), request.uri().path(), "req_test");
+        request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
+        self.channel.call(request)
+    }
+}
+
+/// A principal in a cache.
+pub(crate) struct Remembered {
+    cache: VersionedCache<u8, ()>,
+    epochs: Arc<Epochs>,
+}
+
+impl Remembered {
+    /// Whether the cache would still serve it.
+    pub(crate) fn is_served(&self) -> bool {
+        self.cache.get(&self.epochs, &1).is_some()
+    }
+}
+
+impl App {
+    /// The service on that database.
+    pub(crate) fn new(database: Database) -> Self {
+        Self::with_registration(database, true)
+    }
+
+    /// The service on that database, open to everyone or closed.
+    pub(crate) fn with_registration(database: Database, registration_open: bool) -> Self {
+        let keys = Keyring::for_tests();
+        let clock = database.clock().clone();
+        let signer = Signer::new(&keys, clock.clone());
+        let epochs = Arc::new(Epochs::default());
+        let deps = ServiceDeps {
+            database: database.clone(),
+            keys: keys.clone(),
+            clock: clock.clone(),
+            signer: signer.clone(),
+            channels: Channels::default(),
+        };
+        let config = AuthConfig { registration_open, version: "1.2.3", epochs: Arc::clone(&epochs) };
+        let assembled = assemble(deps, config).unwrap();
+        let channel = Channel::local();
+        channel.bind(Guarded::new(assembled.rpcs, signer.clone(), clock, None));
+        let admin = Admin::new(database.clone(), &keys, Arc::clone(&epochs)).unwrap();
+        Self { database, epochs, admin, channel, signer }
+    }
+
+    fn service(&self) -> ServiceChannel {
+        self.channel.as_service("catalog", self.signer.clone(), None)
+    }
+
+    /// The way in as a principal, or as nobody.
+    fn signed(&self, principal: Option<&Principal>) -> Signed {
+        Signed { channel: self.channel.clone(), signer: self.signer.clone(), principal: principal.cloned() }
+    }
+
+    /// A cache of this process, such as a gateway's, that holds this principal.
+    pub(crate) fn remember(&self, principal: &Principal) -> Remembered {
+        let cache = VersionedCache::new(10);
+        let subjects = principal.subjects.iter().map(String::as_str);
+        cache.insert(&self.epochs, 1, (), subjects, self.epochs.now());
+        Remembered { cache, epochs: Arc::clone(&self.epochs) }
+    }
+
+    pub(crate) async fn register(&self, request: RegisterRequest) -> Result<RegisterResponse, Error> {
+        answer(AuthServiceClient::new(self.signed(None)).register(request).await)
+    }
+
+    /// An account of that email, with [`PASSWORD`].
+    pub(crate) async fn registered(&self, email: &str) -> RegisterResponse {
+        self.register(registration(email)).await.unwrap()
+    }
+
+    pub(crate) async fn login(&self, email: &str, password: &str) -> Result<LoginResponse, Error> {
+        let request = LoginRequest { email: email.to_owned(), password: password.to_owned() };
+        answer(AuthServiceClient::new(self.signed(None)).login(request).await)
+    }
+
+    pub(crate) async fn me(&self, principal: &Principal) -> Result<GetMeResponse, Error> {
+        answer(AuthServiceClient::new(self.signed(Some(principal))).get_me(GetMeRequest {}).await)
+    }
+
+    pub(crate) async fn status(&self, principal: Option<&Principal>) -> Result<GetStatusResponse, Error> {
+        answer(StatusServiceClient::new(self.signed(principal)).get_status(GetStatusRequest {}).await)
+    }
+
+    pub(crate) async fn authenticate(&self, credential: &str) -> Result<Principal, Error> {
+        self.authenticate_in(credential, "", Mode::Unspecified).await
+    }
+
+    pub(crate) async fn authenticate_in(&self, credential: &str, team: &str, mode: Mode) -> Result<Principal, Error> {
+        let request =
+            AuthenticateRequest { credential: credential.to_owned(), team_id: team.to_owned(), mode: mode.into() };
+        let answer = answer(CredentialServiceClient::new(self.service()).authenticate(request).await)?;
+        Ok(answer.principal.unwrap())
+    }
+
+    pub(crate) async fn provision(
+        &self,
+        product: &str,
+        team: &str,
+        mode: Mode,
+    ) -> Result<ProvisionProductResponse, Error> {
+        let request =
+            ProvisionProductRequest { product_id: product.to_owned(), team_id: team.to_owned(), mode: mode.into() };
+        answer(CredentialServiceClient::new(self.service()).provision_product(request).await)
+    }
+
+    pub(crate) async fn changes(&self, since: i64) -> ListChangesResponse {
+        answer(CredentialServiceClient::new(self.service()).list_changes(ListChangesRequest { since }).await).unwrap()
+    }
+
+    pub(crate) async fn ingest(&self, events: Vec<Event>) -> Result<(), Error> {
+        answer(IntakeServiceClient::new(self.service()).ingest_events(IngestEventsRequest { events }).await).map(drop)
+    }
+
+    pub(crate) async fn create_pair(
+        &self,
+        principal: &Principal,
+        product: &str,
+    ) -> Result<CreateProductApiKeyResponse, Error> {
+        let request = CreateProductApiKeyRequest { product_id: product.to_owned() };
+        answer(self.pairs_client(principal).create_product_api_key(request).await)
+    }
+
+    pub(crate) async fn list_pairs(
+        &self,
+        principal: &Principal,
+        product: &str,
+        page_size: Option<i32>,
+        page_token: &str,
+    ) -> Result<ListProductApiKeysResponse, Error> {
+        let request =
+            ListProductApiKeysRequest { product_id: product.to_owned(), page_size, page_token: page_token.to_owned() };
+        answer(self.pairs_client(principal).list_product_api_keys(request).await)
+    }
+
+    pub(crate) async fn delete_pair(&self, principal: &Principal, product: &str, key: &str) -> Result<(), Error> {
+        let request = DeleteProductApiKeyRequest { product_id: product.to_owned(), key_id: key.to_owned() };
+        answer(self.pairs_client(principal).delete_product_api_key(request).await).map(drop)
+    }
+
+    fn pairs_client(&self, principal: &Principal) -> ProductApiKeyServiceClient<Signed> {
+        ProductApiKeyServiceClient::new(self.signed(Some(principal)))
+    }
+}
+
+pub(crate) fn registration(email: &str) -> RegisterRequest {
+    RegisterRequest { email: email.to_owned(), password: PASSWORD.to_owned(), name: None }
+}
+
+/// An id that is not used elsewhere in the test.
+pub(crate) fn fresh(prefix: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{prefix}_{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(crate) fn answer<T>(outcome: Result<Response<T>, Status>) -> Result<T, Error> {
+    outcome.map(Response::into_inner).map_err(|status| Error::from_status(&status))
+}
+
+/// The reason of a refusal.
+pub(crate) fn reason<T>(outcome: Result<T, Error>) -> Reason {
+    match outcome {
+        Ok(_) => panic!("it was not refused"),
+        Err(error) => error.reason(),
+    }
+}
+
+/// Reason and message of a refusal.
+pub(crate) fn refusal<T>(outcome: Result<T, Error>) -> (Reason, String) {
+    match outcome {
+        Ok(_) => panic!("it was not refused"),
+        Err(error) => (error.reason(), error.message().to_owned()),
+    }
+}
