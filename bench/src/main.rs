@@ -1,0 +1,110 @@
+//! What a call costs, as ratios taken in one run on one machine.
+//!
+//! Machines are noisy and differ, so a row is read against the first one: bare axum, the ceiling. Throughput is what
+//! two shared cores gave to client and server together; CPU time per request is the server's alone, summed over its
+//! processes, and is the figure to compare. Everything runs over loopback against the release build.
+
+mod ceilings;
+mod load;
+mod peers;
+mod report;
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    load::{Load, Outcome},
+    peers::{Installation, Layout},
+    report::Row,
+};
+
+// The same allocator as the product's, so that a ratio does not measure allocators.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Any error of a run ends it.
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Load, ceilings and ratios of Paperkey.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure everything in one run and print the table
+    Run {
+        /// Seconds of each measurement
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// The product's binary
+        #[arg(long, default_value = "target/release/paperkey")]
+        binary: PathBuf,
+        /// Also write the table to this file
+        #[arg(long)]
+        write: Option<PathBuf>,
+    },
+    /// Serve one of the ceilings, for `run`
+    #[command(hide = true)]
+    Serve {
+        /// axum or tonic
+        ceiling: ceilings::Ceiling,
+    },
+}
+
+/// Connections of a measurement of cost: enough that neither side sleeps between two requests.
+const CONNECTIONS: usize = 64;
+/// Connections of a measurement of durable writes: enough for a group to form.
+const WRITERS: usize = 64;
+/// Licences that validations go round.
+const LICENSES: usize = 100;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Serve { ceiling } => ceilings::serve(ceiling).await,
+        Command::Run { seconds, binary, write } => run(Duration::from_secs(seconds), &binary, write).await,
+    }
+}
+
+async fn run(span: Duration, binary: &std::path::Path, write: Option<PathBuf>) -> Result<()> {
+    let mut rows = Vec::new();
+    let mut add = |name: &str, outcome: Outcome| {
+        let row = Row::new(name, outcome);
+        report::progress(&row);
+        rows.push(row);
+    };
+
+    let axum = ceilings::Process::start(ceilings::Ceiling::Axum).await?;
+    let body = serde_json::json!({"license_key": "K7WX9-M3NP4-H8TRC-DJ", "fingerprint": "paperkey_fp_v1_bench"});
+    let echo = Load::post(axum.address, "/echo", None, move |_| body.to_string());
+    add("bare axum, POST echo", echo.run(CONNECTIONS, span, &[axum.pid()]).await?);
+    drop(axum);
+
+    let tonic = ceilings::Process::start(ceilings::Ceiling::Tonic).await?;
+    add("bare tonic, unary echo", ceilings::load_tonic(tonic.address, 4, 4, span, tonic.pid()).await?);
+    drop(tonic);
+
+    for (layout, name) in [(Layout::AllInOne, "all-in-one"), (Layout::Processes, "as processes")] {
+        let installation = Installation::start(binary, layout).await?;
+        let vendor = installation.set_up(LICENSES).await?;
+        let pids = installation.pids();
+        let keys = vendor.license_keys.clone();
+        let body = move |n: usize| {
+            let key = &keys[n % keys.len()];
+            serde_json::json!({"license_key": key, "fingerprint": "paperkey_fp_v1_bench"}).to_string()
+        };
+        let validate = Load::post(installation.address, "/v1/licenses/validate", Some(vendor.public_key.clone()), body);
+        add(&format!("validate, {name}"), validate.run(CONNECTIONS, span, &pids).await?);
+
+        let key = vendor.unlimited_key.clone();
+        let body =
+            move |n: usize| serde_json::json!({"license_key": key, "fingerprint": format!("machine-{n}")}).to_string();
+        let activate = Load::post(installation.address, "/v1/licenses/activate", Some(vendor.public_key), body);
+        add(&format!("activate a new machine (durable), {name}"), activate.run(WRITERS, span, &pids).await?);
+    }
+    report::finish(&rows, span, write)
+}

@@ -1,0 +1,71 @@
+//! The licensing service: licences, their activations, and the checks that shipped apps make.
+//!
+//! The limit of a licence is held by its row ([`store`]), its key by a code that needs no look-up
+//! ([`domain::license_key`]), and its end by its own time at each answer. A warm validation asks no database and
+//! changes nothing.
+//!
+//! Deliberately absent: products (asked of catalog), webhooks (told by events), and rate limits (the gateway's).
+
+pub mod domain;
+mod rpc;
+pub mod store;
+
+use paperkey_kit::service::{Assembled, Rpcs, ServiceDeps, Worker};
+use paperkey_proto::{
+    Error,
+    licensing::v1::{
+        intake_service_server::IntakeServiceServer, license_check_service_server::LicenseCheckServiceServer,
+        licensing_service_server::LicensingServiceServer,
+    },
+    webhook::v1::{IngestEventsRequest, intake_service_client::IntakeServiceClient},
+};
+
+use crate::{
+    rpc::{Checks, Intake, Licenses, Products},
+    store::Store,
+};
+
+/// What the service is called where services name each other.
+const NAME: &str = "licensing";
+
+/// Makes the service: its rpcs, the relay of its events, the sweep of what expires, and, where other processes write
+/// to the same database, the reader of their changes.
+pub fn assemble(deps: ServiceDeps) -> Result<Assembled, Error> {
+    let store = Store::new(deps.database.clone(), &deps.keys, deps.clock.clone());
+    assemble_around(store, deps)
+}
+
+/// The same around a store that the caller keeps a handle of, such as a test that does what the workers do.
+pub fn assemble_around(store: Store, deps: ServiceDeps) -> Result<Assembled, Error> {
+    let ServiceDeps { signer, channels, .. } = deps;
+    let catalog = channels.get("catalog")?.clone();
+    let webhook = channels.get("webhook")?.clone();
+
+    let products = Products::new(catalog, signer.clone());
+    let rpcs = Rpcs::new(LicensingServiceServer::new(Licenses::new(store.clone(), products)))
+        .add_service(LicenseCheckServiceServer::new(Checks::new(store.clone())))
+        .add_service(IntakeServiceServer::new(Intake::new(store.clone())));
+
+    let relay = {
+        let (outbox, database) = (store.outbox(), store.database().clone());
+        Worker::new("licensing to webhook", move |shutdown| {
+            let hand_over = move |events| {
+                let mut client = IntakeServiceClient::new(webhook.as_service(NAME, signer.clone(), None));
+                async move {
+                    let outcome = client.ingest_events(IngestEventsRequest { events }).await;
+                    outcome.map(drop).map_err(|status| Error::from_status(&status))
+                }
+            };
+            outbox.relay(database, "webhook", hand_over, shutdown)
+        })
+    };
+    let expiry = {
+        let store = store.clone();
+        Worker::new("license expiry", move |shutdown| store.expire(shutdown))
+    };
+    let mut workers = vec![relay, expiry];
+    if store.is_shared() {
+        workers.push(Worker::new("license changes", move |shutdown| store.follow_changes(shutdown)));
+    }
+    Ok(Assembled { rpcs, workers })
+}

@@ -1,0 +1,212 @@
+//! The rpcs of licences, for the vendor.
+
+use paperkey_kit::{
+    principal::Caller,
+    values::{self, Mask, Page},
+};
+use paperkey_proto::{
+    Error,
+    licensing::v1::{
+        Activation as ActivationMessage, CreateLicenseRequest, CreateLicenseResponse, DeleteActivationRequest,
+        DeleteActivationResponse, GetLicenseRequest, GetLicenseResponse, License as LicenseMessage, LicenseStatus,
+        ListLicensesRequest, ListLicensesResponse, ReinstateLicenseRequest, ReinstateLicenseResponse,
+        RevokeLicenseRequest, RevokeLicenseResponse, UpdateLicenseRequest, UpdateLicenseResponse,
+        licensing_service_server::LicensingService,
+    },
+};
+use prost_types::Timestamp;
+use tonic::{Request, Response, Status};
+
+use super::{Products, count, status, time};
+use crate::{
+    domain::license::{Activation, Changes, DEFAULT_MAX_ACTIVATIONS, License, Status as Standing, Terms, printable},
+    store::{Act, Filter, Store, TenantStore},
+};
+
+const CREATE: &str = "/paperkey.licensing.v1.LicensingService/CreateLicense";
+const UPDATE: &str = "/paperkey.licensing.v1.LicensingService/UpdateLicense";
+const REVOKE: &str = "/paperkey.licensing.v1.LicensingService/RevokeLicense";
+const REINSTATE: &str = "/paperkey.licensing.v1.LicensingService/ReinstateLicense";
+const DELETE_ACTIVATION: &str = "/paperkey.licensing.v1.LicensingService/DeleteActivation";
+
+/// What a creation may name.
+const GIVEN: [&str; 6] = ["product_id", "email", "client_id", "max_activations", "expires_at", "metadata"];
+/// What an update may name. The id is among them, since it says which licence, and is not changed.
+const CHANGEABLE: [&str; 6] = ["id", "email", "client_id", "max_activations", "expires_at", "metadata"];
+
+/// The service, as tonic calls it.
+pub(crate) struct Licenses {
+    store: Store,
+    products: Products,
+}
+
+impl Licenses {
+    pub(crate) fn new(store: Store, products: Products) -> Self {
+        Self { store, products }
+    }
+
+    fn of<T>(&self, request: Request<T>) -> Result<(Caller, TenantStore, T), Error> {
+        let caller = Caller::of(&request)?;
+        let store = self.store.of(caller.tenant()?).within(caller.product_id());
+        Ok((caller, store, request.into_inner()))
+    }
+
+    fn encode(&self, license: License) -> LicenseMessage {
+        encode(license, self.store.clock().now_ms())
+    }
+}
+
+#[tonic::async_trait]
+impl LicensingService for Licenses {
+    async fn create_license(
+        &self,
+        request: Request<CreateLicenseRequest>,
+    ) -> Result<Response<CreateLicenseResponse>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        let product_id = request.product_id.clone();
+        let terms = terms(request)?;
+        self.products.must_exist(&store, &caller, &product_id).await?;
+        let license = store.create(product_id, terms, Act::by(&caller, CREATE)).await.map_err(Error::from)?;
+        Ok(Response::new(CreateLicenseResponse { license: Some(self.encode(license)) }))
+    }
+
+    async fn get_license(&self, request: Request<GetLicenseRequest>) -> Result<Response<GetLicenseResponse>, Status> {
+        let (_, store, request) = self.of(request)?;
+        let (license, activations) = store.get(&request.id).await.map_err(Error::from)?;
+        Ok(Response::new(GetLicenseResponse {
+            license: Some(self.encode(license)),
+            activations: activations.into_iter().map(activation).collect(),
+        }))
+    }
+
+    async fn list_licenses(
+        &self,
+        request: Request<ListLicensesRequest>,
+    ) -> Result<Response<ListLicensesResponse>, Status> {
+        let (_, store, request) = self.of(request)?;
+        let page = Page::new(request.page_size, &request.page_token)?;
+        let (licenses, next_page_token) = store.list(filter(request)?, page).await.map_err(Error::from)?;
+        let licenses = licenses.into_iter().map(|license| self.encode(license)).collect();
+        Ok(Response::new(ListLicensesResponse { licenses, next_page_token }))
+    }
+
+    async fn update_license(
+        &self,
+        request: Request<UpdateLicenseRequest>,
+    ) -> Result<Response<UpdateLicenseResponse>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        let id = request.id.clone();
+        let changes = changes(request)?;
+        let license = store.update(&id, changes, Act::by(&caller, UPDATE)).await.map_err(Error::from)?;
+        Ok(Response::new(UpdateLicenseResponse { license: Some(self.encode(license)) }))
+    }
+
+    async fn revoke_license(
+        &self,
+        request: Request<RevokeLicenseRequest>,
+    ) -> Result<Response<RevokeLicenseResponse>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        let license = store.revoke(&request.id, Act::by(&caller, REVOKE)).await.map_err(Error::from)?;
+        Ok(Response::new(RevokeLicenseResponse { license: Some(self.encode(license)) }))
+    }
+
+    async fn reinstate_license(
+        &self,
+        request: Request<ReinstateLicenseRequest>,
+    ) -> Result<Response<ReinstateLicenseResponse>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        let license = store.reinstate(&request.id, Act::by(&caller, REINSTATE)).await.map_err(Error::from)?;
+        Ok(Response::new(ReinstateLicenseResponse { license: Some(self.encode(license)) }))
+    }
+
+    async fn delete_activation(
+        &self,
+        request: Request<DeleteActivationRequest>,
+    ) -> Result<Response<DeleteActivationResponse>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        let act = Act::by(&caller, DELETE_ACTIVATION);
+        let deleted = store.delete_activation(&request.license_id, &request.activation_id, act).await;
+        deleted.map_err(Error::from)?;
+        Ok(Response::new(DeleteActivationResponse {}))
+    }
+}
+
+fn expiry(time: Option<Timestamp>) -> Result<Option<i64>, Error> {
+    time.map(|time| values::time_ms("expires_at", &time)).transpose()
+}
+
+fn terms(request: CreateLicenseRequest) -> Result<Terms, Error> {
+    let mask = Mask::new(request.field_mask, &GIVEN)?;
+    let max_activations = mask.change("max_activations", request.max_activations.map(i64::from));
+    let terms = Terms {
+        email: request.email,
+        client_id: request.client_id,
+        max_activations: max_activations.unwrap_or(Some(DEFAULT_MAX_ACTIVATIONS)),
+        expires_at_ms: expiry(request.expires_at)?,
+        metadata: request.metadata.map(|metadata| values::metadata("metadata", &metadata)).transpose()?,
+    };
+    terms.checked()
+}
+
+fn changes(request: UpdateLicenseRequest) -> Result<Changes, Error> {
+    let mask = Mask::new(request.update_mask, &CHANGEABLE)?;
+    Ok(Changes {
+        email: mask.change("email", request.email),
+        client_id: mask.change("client_id", request.client_id),
+        max_activations: mask.change("max_activations", request.max_activations.map(i64::from)),
+        expires_at_ms: mask.change("expires_at", expiry(request.expires_at)?),
+        metadata: mask.change("metadata", request.metadata),
+    })
+}
+
+fn filter(request: ListLicensesRequest) -> Result<Filter, Error> {
+    let status = match request.status() {
+        LicenseStatus::Unspecified if request.status == 0 => None,
+        LicenseStatus::Unspecified => return Err(Error::field("status", "must be active, expired or revoked")),
+        LicenseStatus::Active => Some(Standing::Active),
+        LicenseStatus::Expired => Some(Standing::Expired),
+        LicenseStatus::Revoked => Some(Standing::Revoked),
+    };
+    let texts = [
+        ("product_id", &request.product_id),
+        ("email", &request.email),
+        ("client_id", &request.client_id),
+        ("query", &request.query),
+    ];
+    for (field, text) in texts {
+        printable(field, text.as_deref())?;
+    }
+    // An empty search field finds what no search field finds.
+    let query = request.query.filter(|query| !query.is_empty());
+    let (product_id, email, client_id) = (request.product_id, request.email, request.client_id);
+    Ok(Filter { product_id, status, email, client_id, query })
+}
+
+fn encode(license: License, now_ms: i64) -> LicenseMessage {
+    let License { id, product_id, key, email, client_id, standing, metadata, created_at_ms, updated_at_ms } = license;
+    LicenseMessage {
+        id,
+        product_id,
+        key: key.map(|key| key.to_string()).unwrap_or_default(),
+        status: status(standing.status(now_ms)).into(),
+        email,
+        client_id,
+        max_activations: standing.max_activations.map(count),
+        activations_count: count(standing.activations_count),
+        expires_at: time(standing.expires_at_ms),
+        metadata: metadata.as_ref().and_then(values::struct_of),
+        created_at: time(Some(created_at_ms)),
+        updated_at: time(Some(updated_at_ms)),
+        revoked_at: time(standing.revoked_at_ms),
+    }
+}
+
+fn activation(activation: Activation) -> ActivationMessage {
+    ActivationMessage {
+        id: activation.id,
+        fingerprint: activation.fingerprint,
+        name: activation.name,
+        created_at: time(Some(activation.created_at_ms)),
+        last_check_at: time(Some(activation.last_check_at_ms)),
+    }
+}

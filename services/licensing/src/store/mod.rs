@@ -1,0 +1,242 @@
+//! Where licences are kept: the only part that knows tables.
+//!
+//! A query of a tenant's data is opened by the tenant ([`Store::of`]), so that one without team and mode cannot be
+//! written; a caller who is bound to one product narrows it once more ([`TenantStore::within`]).
+//!
+//! The locking order is one: the licence's row before its activations. A transaction that holds an activation and
+//! waits for its licence does not exist, so two of them cannot wait for each other.
+
+mod activations;
+mod expiry;
+mod licenses;
+mod lookups;
+mod products;
+
+use std::sync::Arc;
+
+use paperkey_kit::{
+    clock::Clock,
+    db::{AuditEntry, Database, DbError, Engine, Tx},
+    events::EventOutbox,
+    principal::{Caller, Tenant},
+    secrets::{KeyedHash, Keyring, Sealer},
+};
+use paperkey_proto::Error;
+use sea_orm::{ConnectionTrait, DbErr, QueryResult, Statement, Value};
+
+use crate::domain::{Fault, license_key::LicenseKey};
+use lookups::Lookups;
+
+pub use licenses::Filter;
+pub use lookups::View;
+
+/// To whom the events of licences go.
+const WEBHOOK: &[&str] = &["webhook"];
+
+/// The licences of all tenants. Cloning it gives another handle to the same one.
+#[derive(Clone, Debug)]
+pub struct Store {
+    parts: Arc<Parts>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    database: Database,
+    outbox: EventOutbox,
+    clock: Clock,
+    vault: Vault,
+    lookups: Arc<Lookups>,
+}
+
+impl Store {
+    /// The licences in that database.
+    pub fn new(database: Database, keys: &Keyring, clock: Clock) -> Self {
+        let outbox = EventOutbox::new(keys, clock.clone());
+        let vault = Vault { hasher: keys.hasher("license-key/v1"), sealer: keys.sealer("license-key/v1") };
+        let lookups = Arc::new(Lookups::new(database.engine() == Engine::Postgres, clock.clone()));
+        Self { parts: Arc::new(Parts { database, outbox, clock, vault, lookups }) }
+    }
+
+    /// The licences of one team in one mode.
+    pub fn of(&self, tenant: Tenant) -> TenantStore {
+        TenantStore { store: self.clone(), tenant, product_id: None }
+    }
+
+    /// What hands the events of licences on.
+    pub(crate) fn outbox(&self) -> EventOutbox {
+        self.parts.outbox.clone()
+    }
+
+    /// Where they are.
+    pub(crate) fn database(&self) -> &Database {
+        &self.parts.database
+    }
+
+    /// The time by which licences are judged.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.parts.clock
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.parts.clock.now_ms()
+    }
+
+    /// Says, once the transaction is durable, that what is cached about these subjects is stale: here before anyone
+    /// is answered, and in other processes within a second.
+    fn announce(&self, tx: &Tx, subjects: Vec<String>) {
+        if self.parts.lookups.is_shared() {
+            for subject in &subjects {
+                tx.changed(subject.as_str());
+            }
+        }
+        let lookups = Arc::clone(&self.parts.lookups);
+        tx.after_commit(move || lookups.bump(&subjects));
+    }
+}
+
+/// The licences of one team in one mode, or of one product of it.
+#[derive(Clone, Debug)]
+pub struct TenantStore {
+    store: Store,
+    tenant: Tenant,
+    product_id: Option<String>,
+}
+
+impl TenantStore {
+    /// Only those of that product, if one is named.
+    #[must_use]
+    pub fn within(mut self, product_id: Option<&str>) -> Self {
+        self.product_id = product_id.map(ToOwned::to_owned);
+        self
+    }
+
+    fn parts(&self) -> &Parts {
+        &self.store.parts
+    }
+
+    /// What every statement about a licence of this store says of it, after `first` bound values.
+    fn reach(&self, first: usize) -> (String, Vec<Value>) {
+        let mut sql = format!("team_id = ${} AND mode = ${}", first + 1, first + 2);
+        let mut values = vec![self.tenant.team_id.clone().into(), self.tenant.mode_word().into()];
+        if let Some(product_id) = &self.product_id {
+            sql.push_str(&format!(" AND product_id = ${}", first + 3));
+            values.push(product_id.clone().into());
+        }
+        (sql, values)
+    }
+}
+
+/// Hashes and seals licence keys.
+#[derive(Debug)]
+struct Vault {
+    hasher: KeyedHash,
+    sealer: Sealer,
+}
+
+impl Vault {
+    fn hash(&self, key: &LicenseKey) -> [u8; 32] {
+        self.hasher.hash(key.as_bytes())
+    }
+
+    fn seal(&self, license_id: &str, key: &LicenseKey) -> Vec<u8> {
+        self.sealer.seal(license_id, key.as_bytes())
+    }
+
+    /// A key that cannot be opened any more does not take the rest of its licence with it.
+    fn open(&self, license_id: &str, sealed: &[u8]) -> Option<LicenseKey> {
+        let plain = self.sealer.open(license_id, sealed).ok();
+        let key = plain.and_then(|plain| LicenseKey::from_bytes(&plain));
+        if key.is_none() {
+            tracing::error!(license_id, "the stored key of a license cannot be opened");
+        }
+        key
+    }
+}
+
+/// Who changes something, by which call, for the audit log.
+#[derive(Clone, Debug)]
+pub struct Act {
+    actor_kind: String,
+    actor_id: String,
+    action: &'static str,
+    request_id: String,
+}
+
+impl Act {
+    /// A caller, by the rpc of that path.
+    pub fn by(caller: &Caller, action: &'static str) -> Self {
+        let actor_kind = caller.principal.kind().as_str_name().trim_start_matches("CALLER_").to_ascii_lowercase();
+        let (actor_id, request_id) = (caller.principal.id.clone(), caller.request_id.clone());
+        Self { actor_kind, actor_id, action, request_id }
+    }
+
+    fn on(self, resources: Vec<String>) -> AuditEntry {
+        AuditEntry {
+            actor_kind: self.actor_kind,
+            actor_id: self.actor_id,
+            action: self.action.to_owned(),
+            resources,
+            request_id: self.request_id,
+        }
+    }
+}
+
+/// Why a job of the store ended without a result.
+#[derive(Debug)]
+pub enum Failure {
+    /// The domain refuses.
+    Fault(Fault),
+    /// A value is at fault.
+    Invalid(Error),
+    /// The database failed.
+    Database(DbError),
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<DbError> for Failure {
+    fn from(error: DbError) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<DbErr> for Failure {
+    fn from(error: DbErr) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Fault(fault) => fault.into(),
+            Failure::Invalid(error) => error,
+            Failure::Database(error) => error.into(),
+        }
+    }
+}
+
+/// Runs a statement and returns its first row. Written by hand where one statement must do what a query builder would
+/// make two of; values are numbered in order and bound once each, as both engines take them.
+async fn first_row(
+    connection: &impl ConnectionTrait,
+    sql: impl Into<String>,
+    values: Vec<Value>,
+) -> Result<Option<QueryResult>, DbErr> {
+    let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
+    connection.query_one_raw(statement).await
+}
+
+/// Runs a statement and says how many rows it changed.
+async fn execute(
+    connection: &impl ConnectionTrait,
+    sql: impl Into<String>,
+    values: Vec<Value>,
+) -> Result<u64, DbErr> {
+    let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
+    Ok(connection.execute_raw(statement).await?.rows_affected())
+}

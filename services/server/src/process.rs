@@ -1,0 +1,309 @@
+//! A serving process: which services it holds, how it reaches the others, how it starts and how it ends.
+//!
+//! The same code runs everything in one process and each part alone; the only difference is which channels are local.
+
+use std::{collections::HashMap, fs::File, sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+use paperkey_auth::AuthConfig;
+use paperkey_gateway::{Gateway, GatewayConfig};
+use paperkey_kit::{
+    authn::CachedAuthenticator,
+    cache::Epochs,
+    channel::Channel,
+    clock::Clock,
+    config::{Config, Part, Registration},
+    db::{Database, Engine},
+    host::{self, GrpcHost, Operations},
+    policy::Guarded,
+    principal::Signer,
+    reflection,
+    secrets::Keyring,
+    service::{Assembled, Channels, SERVICES, ServiceDeps, Worker},
+    shutdown::{self, Shutdown},
+    telemetry,
+};
+use paperkey_webhook::WebhookConfig;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+
+use crate::{Failure, admin, say, storage};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Runs a part of the product until SIGTERM or SIGINT.
+pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
+    config.judge_for(part)?;
+    telemetry::init(&config.telemetry);
+    // Ports first: the most common mistake is found before anything is touched.
+    let listener = host::bind(config.server.listen).await?;
+    let operations = host::bind(config.server.ops_listen).await?;
+
+    let mut process = Process::assemble(&config, part).await?;
+    let (handle, shutdown) = shutdown::channel();
+    let mut tasks = process.start(&shutdown);
+    let grace = Duration::from_millis(config.server.shutdown_grace_ms);
+
+    let ready = process.readiness();
+    let operations_at = operations.local_addr()?;
+    tasks.spawn(host::serve(
+        operations,
+        move |request, peer| {
+            let ready = ready.clone();
+            async move { ready.handle(request, peer).await }
+        },
+        shutdown.clone(),
+        Duration::from_secs(1),
+    ));
+    let listening = listener.local_addr()?;
+    let serving = tokio::spawn(process.serve(&config, listener, shutdown.clone(), grace).await?);
+    tracing::info!(%listening, operations = %operations_at, part = ?part, "listening");
+    if part == Part::All {
+        welcome(&public_url(&config, listening), process.first_start);
+    }
+
+    end_signal().await?;
+    tracing::info!("shutting down");
+    handle.shut_down();
+    let drained = async {
+        // A part that panicked has said so; the others are still waited for.
+        let _ = serving.await;
+        while tasks.join_next().await.is_some() {}
+        for (_, database) in process.databases {
+            database.close().await;
+        }
+    };
+    let mut again = signal(SignalKind::terminate())?;
+    tokio::select! {
+        outcome = tokio::time::timeout(grace + Duration::from_secs(2), drained) => {
+            if outcome.is_err() {
+                tracing::warn!("not everything ended within the grace");
+            }
+        }
+        _ = again.recv() => tracing::warn!("told again: ending at once"),
+    }
+    Ok(())
+}
+
+struct Process {
+    part: Part,
+    clock: Clock,
+    signer: Signer,
+    channels: Channels,
+    authenticator: Arc<CachedAuthenticator>,
+    hosted: Vec<(&'static str, Guarded)>,
+    workers: Vec<Worker>,
+    databases: Vec<(&'static str, Database)>,
+    first_start: bool,
+    /// Held for as long as the process lives.
+    _owned: Vec<File>,
+}
+
+impl Process {
+    async fn assemble(config: &Config, part: Part) -> Result<Self, Failure> {
+        let clock = Clock::system();
+        storage::make_folder(&config.server.data)?;
+        let keys = config.keyring()?;
+        let signer = Signer::new(&keys, clock.clone());
+        let epochs = Arc::new(Epochs::default());
+        let own: Vec<&'static str> =
+            SERVICES.into_iter().filter(|service| part == Part::All || part == Part::Service(service)).collect();
+
+        let mut channels = Channels::default();
+        for service in SERVICES {
+            if own.contains(&service) {
+                channels.insert(service, Channel::local());
+            } else if let Some(url) = config.services.get(service) {
+                channels.insert(service, Channel::connect(url)?);
+            }
+        }
+        let auth = channels.get("auth")?;
+        let authenticator = CachedAuthenticator::new(auth, signer.clone(), clock.clone(), Arc::clone(&epochs));
+
+        let mut process = Self {
+            part,
+            clock,
+            signer,
+            channels,
+            authenticator,
+            hosted: Vec::new(),
+            workers: Vec::new(),
+            databases: Vec::new(),
+            first_start: false,
+            _owned: Vec::new(),
+        };
+        for service in own {
+            process.add(config, service, &keys, &epochs).await?;
+        }
+        Ok(process)
+    }
+
+    async fn add(
+        &mut self,
+        config: &Config,
+        service: &'static str,
+        keys: &Keyring,
+        epochs: &Arc<Epochs>,
+    ) -> Result<(), Failure> {
+        self._owned.extend(storage::own(config, service)?);
+        let database = storage::open_current(config, service, &self.clock).await?;
+        let deps = ServiceDeps {
+            database: database.clone(),
+            keys: keys.clone(),
+            clock: self.clock.clone(),
+            signer: self.signer.clone(),
+            channels: self.channels.clone(),
+        };
+        if service == "auth" && database.engine() == Engine::Sqlite {
+            self.first_start = admin::ensure_system_key(config, &database, keys).await?;
+        }
+        let Assembled { rpcs, workers } = match service {
+            "auth" => paperkey_auth::assemble(deps, auth_config(config, epochs))?,
+            "catalog" => paperkey_catalog::assemble(deps)?,
+            "licensing" => paperkey_licensing::assemble(deps)?,
+            _ => paperkey_webhook::assemble(deps, webhook_config(config))?,
+        };
+        let rpcs = reflection::add_to(rpcs, |_| true)?;
+        let authenticator = Arc::clone(&self.authenticator) as _;
+        let guarded = Guarded::new(rpcs, self.signer.clone(), self.clock.clone(), Some(authenticator));
+        self.channels.get(service)?.bind(guarded.clone());
+        self.hosted.push((service, guarded));
+        self.workers.extend(workers);
+        self.databases.push((service, database));
+        Ok(())
+    }
+
+    /// Starts everything that runs beside the answering of calls.
+    fn start(&mut self, shutdown: &Shutdown) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&self.authenticator).watch(shutdown.clone()));
+        for worker in std::mem::take(&mut self.workers) {
+            let name = worker.name;
+            let run = worker.run(shutdown.clone());
+            tasks.spawn(async move {
+                run.await;
+                tracing::debug!(worker = name, "ended");
+            });
+        }
+        tasks
+    }
+
+    /// What answers on the public listener.
+    async fn serve(
+        &self,
+        config: &Config,
+        listener: TcpListener,
+        shutdown: Shutdown,
+        grace: Duration,
+    ) -> Result<futures_util::future::BoxFuture<'static, ()>, Failure> {
+        if let (Part::Service(_), [(_, guarded)]) = (self.part, self.hosted.as_slice()) {
+            let service = GrpcHost::new(guarded.clone()).await;
+            let handle = move |request, peer| {
+                let service = service.clone();
+                async move { service.handle(request, peer).await }
+            };
+            return Ok(host::serve(listener, handle, shutdown, grace).boxed());
+        }
+        let gateway = Gateway::new(
+            GatewayConfig {
+                public_url: public_url(config, listener.local_addr()?),
+                trusted_proxies: config.server.trusted_proxies.clone(),
+                cors_any_origin: config.server.cors_any_origin,
+                call_timeout_ms: config.server.call_timeout_ms,
+                version: VERSION,
+            },
+            self.channels.iter().map(|(name, channel)| (name.to_owned(), channel.clone())).collect::<HashMap<_, _>>(),
+            Arc::clone(&self.authenticator) as _,
+            self.signer.clone(),
+            self.clock.clone(),
+            None,
+        )?;
+        let handle = move |request, peer| gateway.handle(request, peer);
+        Ok(host::serve(listener, handle, shutdown, grace).boxed())
+    }
+
+    fn readiness(&self) -> Operations {
+        let databases = self.databases.clone();
+        let watched = databases.clone();
+        let authenticator = Arc::clone(&self.authenticator);
+        let ready = move || {
+            let databases = databases.clone();
+            async move {
+                for (service, database) in &databases {
+                    let problem = storage::schema_problem(database, service).await;
+                    if let Some(problem) = problem.map_err(|failure| failure.0)? {
+                        return Err(problem);
+                    }
+                }
+                Ok(())
+            }
+            .boxed()
+        };
+        Operations::new(ready, move |text| {
+            host::write_database_metrics(text, &watched);
+            use std::fmt::Write as _;
+            let name = "paperkey_credential_lookups_total";
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "# HELP {name} Credentials that auth was asked about.\n# TYPE {name} counter");
+            let _ = writeln!(text, "{name} {}", authenticator.lookups());
+        })
+    }
+}
+
+fn auth_config(config: &Config, epochs: &Arc<Epochs>) -> AuthConfig {
+    AuthConfig {
+        registration_open: config.dashboard.registration == Registration::Open,
+        version: VERSION,
+        epochs: Arc::clone(epochs),
+    }
+}
+
+fn webhook_config(config: &Config) -> WebhookConfig {
+    let webhooks = &config.webhooks;
+    WebhookConfig {
+        allow_http: webhooks.allow_http,
+        allow_private_networks: webhooks.allow_private_networks,
+        timeout_ms: webhooks.timeout_ms,
+        max_in_flight_per_endpoint: webhooks.max_in_flight_per_endpoint,
+        retry_schedule_s: webhooks.retry_schedule_s.clone(),
+        version: VERSION,
+    }
+}
+
+fn public_url(config: &Config, listening: std::net::SocketAddr) -> String {
+    config.server.public_url.clone().unwrap_or_else(|| {
+        // 0.0.0.0 is where one listens, not where one calls.
+        let host = match listening.ip() {
+            ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+            std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+            std::net::IpAddr::V4(ip) => ip.to_string(),
+        };
+        format!("http://{host}:{}", listening.port())
+    })
+}
+
+fn welcome(url: &str, first_start: bool) {
+    say(format_args!("Paperkey {VERSION} is running.\n\n  Dashboard   {url}/app/\n  API         {url}"));
+    if first_start {
+        say(format_args!(
+            "\nMake an account, and with it your first team and keys:\n\n  \
+             curl -X POST {url}/auth/register -H 'Content-Type: application/json' \\\n    \
+             -d '{{\"email\": \"you@example.com\", \"password\": \"at least 8 characters\"}}'\n"
+        ));
+    } else {
+        say(format_args!("\nTry:\n\n  curl {url}/v1/status\n"));
+    }
+}
+
+async fn end_signal() -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

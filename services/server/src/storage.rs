@@ -1,0 +1,114 @@
+//! The databases of the services: opened, migrated or judged, and kept from a second owner.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+use paperkey_kit::{
+    clock::Clock,
+    config::Config,
+    db::{Database, DatabaseOptions, DatabaseUrl, DbError, Engine, MigrationState, MigrationStatus},
+};
+use paperkey_migrations::{auth, catalog, licensing, webhook};
+
+use crate::Failure;
+
+/// Opens a service's database.
+pub(crate) async fn open(config: &Config, service: &'static str, clock: &Clock) -> Result<Database, Failure> {
+    let url = config.database_url();
+    if let DatabaseUrl::Sqlite { folder } = &url {
+        make_folder(folder)?;
+    }
+    let mut options = DatabaseOptions::new(service, url, clock.clone());
+    // On SQLite the caches of licences live in the one process that owns the file.
+    options.feed = !(service == "licensing" && matches!(options.url, DatabaseUrl::Sqlite { .. }));
+    Ok(Database::open(options).await?)
+}
+
+/// Opens a service's database for serving: migrated, or refused with what to do.
+pub(crate) async fn open_current(config: &Config, service: &'static str, clock: &Clock) -> Result<Database, Failure> {
+    let database = open(config, service, clock).await?;
+    match database.engine() {
+        Engine::Sqlite => migrate_up(&database, service).await?,
+        Engine::Postgres => {
+            if let Some(problem) = schema_problem(&database, service).await? {
+                return Err(Failure(problem));
+            }
+        }
+    }
+    Ok(database)
+}
+
+/// What keeps the schema from being served, if anything.
+pub(crate) async fn schema_problem(database: &Database, service: &str) -> Result<Option<String>, Failure> {
+    let pending = status(database, service)
+        .await
+        .map_err(|error| Failure(format!("the database of {service} cannot be reached: {error}")))?
+        .into_iter()
+        .filter(|migration| migration.state == MigrationState::Pending)
+        .count();
+    Ok((pending > 0).then(|| {
+        format!("the schema of {service} is {pending} migrations behind: run `paperkey migrate up` and start again")
+    }))
+}
+
+/// Migrates a service's database to the newest schema.
+pub(crate) async fn migrate_up(database: &Database, service: &str) -> Result<(), DbError> {
+    match service {
+        "auth" => database.migrate_up::<auth::Migrator>().await,
+        "catalog" => database.migrate_up::<catalog::Migrator>().await,
+        "licensing" => database.migrate_up::<licensing::Migrator>().await,
+        _ => database.migrate_up::<webhook::Migrator>().await,
+    }
+}
+
+/// Takes back the last steps of a service's schema.
+pub(crate) async fn migrate_down(database: &Database, service: &str, steps: u32) -> Result<(), DbError> {
+    match service {
+        "auth" => database.migrate_down::<auth::Migrator>(steps).await,
+        "catalog" => database.migrate_down::<catalog::Migrator>(steps).await,
+        "licensing" => database.migrate_down::<licensing::Migrator>(steps).await,
+        _ => database.migrate_down::<webhook::Migrator>(steps).await,
+    }
+}
+
+/// The migrations of a service, and which are applied.
+pub(crate) async fn status(database: &Database, service: &str) -> Result<Vec<MigrationStatus>, DbError> {
+    match service {
+        "auth" => database.migration_status::<auth::Migrator>().await,
+        "catalog" => database.migration_status::<catalog::Migrator>().await,
+        "licensing" => database.migration_status::<licensing::Migrator>().await,
+        _ => database.migration_status::<webhook::Migrator>().await,
+    }
+}
+
+/// Keeps a second process from serving the same SQLite file: its caches would not see what the other writes.
+/// The lock ends with the process, however that ends.
+pub(crate) fn own(config: &Config, service: &str) -> Result<Option<File>, Failure> {
+    let DatabaseUrl::Sqlite { folder } = config.database_url() else { return Ok(None) };
+    make_folder(&folder)?;
+    let path = folder.join(format!("{service}.lock"));
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(Failure(format!(
+            "{} is served by another process: stop that one, or name another folder with --data",
+            folder.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+/// Makes a folder that only its owner reads.
+pub(crate) fn make_folder(folder: &Path) -> Result<(), Failure> {
+    if fs::metadata(folder).is_ok_and(|metadata| metadata.is_dir()) {
+        return Ok(());
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| Failure(format!("the folder {} cannot be made: {error}", folder.display())))
+}

@@ -1,0 +1,80 @@
+//! Events: which there are, and the bytes in which they are sent.
+
+use paperkey_kit::values::rfc3339;
+use paperkey_proto::Error;
+use serde::{Serialize, de::IgnoredAny};
+
+/// The events of products. Those of teams are not sent to a product's endpoints.
+pub(crate) const KNOWN: [&str; 8] = [
+    "license.created",
+    "license.updated",
+    "license.revoked",
+    "license.reinstated",
+    "license.expired",
+    "activation.created",
+    "activation.removed",
+    "webhook.test",
+];
+
+/// The events that an endpoint subscribes to, if all are known.
+pub(crate) fn subscription(events: Vec<String>) -> Result<Vec<String>, Error> {
+    if events.is_empty() {
+        return Err(Error::field("events", format!("needs at least one of {}", KNOWN.join(", "))));
+    }
+    match events.iter().position(|event| !KNOWN.contains(&event.as_str())) {
+        Some(at) => Err(Error::field(format!("events[{at}]"), format!("must be one of {}", KNOWN.join(", ")))),
+        None => Ok(events),
+    }
+}
+
+/// The body of an event's deliveries: made once, sent as it is, so that a signature always fits. `None` where `data`
+/// is not JSON.
+pub(crate) fn body(id: &str, topic: &str, created_at_ms: i64, data_json: &str) -> Option<Vec<u8>> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Head<'a> {
+        id: &'a str,
+        event: &'a str,
+        created_at: String,
+    }
+    // Whatever the service that made the event wrote goes out verbatim, so it must be one value and no more.
+    serde_json::from_str::<IgnoredAny>(data_json).ok()?;
+    let head = Head { id, event: topic, created_at: rfc3339(created_at_ms) };
+    let mut body = serde_json::to_vec(&head).ok()?;
+    body.pop();
+    body.extend_from_slice(b",\"data\":");
+    body.extend_from_slice(data_json.as_bytes());
+    body.push(b'}');
+    Some(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_id_event_time_and_data_verbatim() {
+        let body = body("evt_1", "license.created", 1_798_675_200_000, r#"{"b":1, "a":[1e2]}"#).unwrap();
+        assert_eq!(
+            String::from_utf8(body).unwrap(),
+            r#"{"id":"evt_1","event":"license.created","createdAt":"2026-12-31T00:00:00.000Z","data":{"b":1, "a":[1e2]}}"#
+        );
+    }
+
+    #[test]
+    fn data_that_is_not_one_json_value_makes_no_body() {
+        for data in ["", "{", "{}{}", "{}, \"id\": 1", "nul"] {
+            assert_eq!(body("evt_1", "license.created", 0, data), None, "{data}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_event_is_refused_by_its_place_and_with_the_known_ones() {
+        let error = subscription(vec!["license.created".into(), "license.eaten".into()]).unwrap_err();
+        let [violation] = error.violations() else { panic!("one violation") };
+        assert_eq!(violation.field, "events[1]");
+        assert!(KNOWN.iter().all(|known| violation.message.contains(known)));
+        assert!(subscription(vec![]).is_err());
+        assert!(subscription(KNOWN.map(str::to_owned).to_vec()).is_ok());
+    }
+}

@@ -1,0 +1,199 @@
+//! Events of other services, as they are taken over.
+
+use std::collections::{HashMap, HashSet};
+
+use paperkey_kit::{
+    db::{DbError, Tx},
+    events::PRODUCT_DELETED,
+    ids::new_id,
+    principal::Tenant,
+};
+use paperkey_proto::{events::v1::Event, principal::v1::Mode};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    Value, sea_query::LockType,
+};
+
+use super::{
+    MAX_VALUES, Store, TenantStore,
+    endpoints::{Column, Entity, endpoint, remove},
+    rows, sql,
+};
+use crate::domain::{could_be_id, endpoint::Endpoint, event};
+
+const EVENT_COLUMNS: usize = 7;
+const DELIVERY_COLUMNS: usize = 10;
+
+impl Store {
+    /// Takes events over: each is kept once, with one delivery for each endpoint that subscribes to it.
+    ///
+    /// An event to which nobody subscribes is not kept. One that no endpoint could ever get is passed over, loudly:
+    /// refusing it would only stop those behind it.
+    pub(crate) async fn ingest(&self, events: Vec<Event>) -> Result<(), DbError> {
+        let mut deleted = Vec::new();
+        let mut by_product: HashMap<(Tenant, String), Vec<Event>> = HashMap::new();
+        for event in events {
+            let Some(tenant) = tenant_of(&event) else {
+                tracing::warn!(event = ?event.id, topic = ?event.topic, "an event that belongs to nobody is passed over");
+                continue;
+            };
+            if event.product_id.is_empty() {
+                // An event of the team: its endpoints are to come.
+                continue;
+            }
+            if event.topic == PRODUCT_DELETED {
+                deleted.push((tenant, event.product_id));
+            } else {
+                by_product.entry((tenant, event.product_id.clone())).or_default().push(event);
+            }
+        }
+        if deleted.is_empty() && by_product.is_empty() {
+            return Ok(());
+        }
+        // Every intake takes its locks in the same order.
+        let mut by_product: Vec<_> = by_product.into_iter().collect();
+        by_product.sort_unstable_by(|((_, one), _), ((_, other), _)| one.cmp(other));
+        deleted.sort_unstable_by(|(_, one), (_, other)| one.cmp(other));
+        let this = self.clone();
+        self.database
+            .write(move |tx| async move {
+                // Deletions first: of a product that goes, nothing more is sent.
+                for (tenant, product_id) in deleted {
+                    this.of(tenant).bury(&tx, &product_id).await?;
+                }
+                let mut made = 0;
+                for ((tenant, product_id), events) in by_product {
+                    made += this.of(tenant).fan_out(&tx, &product_id, events).await?;
+                }
+                if made > 0 {
+                    tx.after_commit(move || this.wake.work());
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+fn tenant_of(event: &Event) -> Option<Tenant> {
+    let known = event.mode() != Mode::Unspecified && could_be_id(&event.team_id) && could_be_id(&event.id);
+    let named = event.product_id.is_empty() || could_be_id(&event.product_id);
+    (known && named).then(|| Tenant { team_id: event.team_id.clone(), mode: event.mode() })
+}
+
+impl TenantStore {
+    /// Keeps events of one product with their deliveries, and says how many deliveries were made.
+    async fn fan_out(&self, tx: &Tx, product_id: &str, events: Vec<Event>) -> Result<usize, DbError> {
+        // The endpoints cannot be deleted until these deliveries are there to be deleted with them.
+        let subscribed = self.of_product(product_id).order_by_asc(Column::Id).lock(LockType::KeyShare).all(tx).await?;
+        let endpoints = subscribed.into_iter().map(endpoint).collect::<Result<Vec<Endpoint>, _>>()?;
+        let now_ms = self.store.clock.now_ms();
+        let mut kept: Vec<(Event, Vec<u8>)> = Vec::new();
+        let mut ids = HashSet::new();
+        for event in events {
+            if !endpoints.iter().any(|endpoint| endpoint.events.contains(&event.topic)) || !ids.insert(event.id.clone())
+            {
+                continue;
+            }
+            match event::body(&event.id, &event.topic, event.created_at_ms, &event.data_json) {
+                Some(body) => kept.push((event, body)),
+                None => tracing::error!(event = event.id, topic = event.topic, "the data of an event is not JSON"),
+            }
+        }
+        let new = self.keep_events(tx, &kept, now_ms).await?;
+        let due_at_ms = now_ms.saturating_add(self.store.schedule.first_ms());
+        let mut deliveries = Vec::new();
+        for (event, _) in kept.iter().filter(|(event, _)| new.contains(&event.id)) {
+            for endpoint in endpoints.iter().filter(|endpoint| endpoint.events.contains(&event.topic)) {
+                let row: [Value; DELIVERY_COLUMNS] = [
+                    new_id("dlv", &self.store.clock).into(),
+                    endpoint.id.as_str().into(),
+                    event.id.as_str().into(),
+                    self.tenant.team_id.as_str().into(),
+                    self.tenant.mode_word().into(),
+                    event.topic.as_str().into(),
+                    0_i64.into(),
+                    due_at_ms.into(),
+                    due_at_ms.into(),
+                    now_ms.into(),
+                ];
+                deliveries.push(row);
+            }
+        }
+        for chunk in deliveries.chunks(MAX_VALUES / DELIVERY_COLUMNS) {
+            let text = format!(
+                "INSERT INTO deliveries (id, endpoint_id, event_id, team_id, mode, topic, attempts, due_at_ms, \
+                 next_attempt_at_ms, created_at_ms, status) SELECT v.column1, v.column2, v.column3, v.column4, \
+                 v.column5, v.column6, v.column7, v.column8, v.column9, v.column10, 'pending' FROM (VALUES {}) AS v",
+                rows(chunk.len(), DELIVERY_COLUMNS, 0)
+            );
+            tx.execute_raw(sql(tx.get_database_backend(), text, chunk.concat())).await?;
+        }
+        Ok(deliveries.len())
+    }
+
+    /// Keeps those that are not kept yet, and says which these are.
+    async fn keep_events(&self, tx: &Tx, kept: &[(Event, Vec<u8>)], now_ms: i64) -> Result<HashSet<String>, DbError> {
+        let mut new = HashSet::new();
+        for chunk in kept.chunks(MAX_VALUES / EVENT_COLUMNS) {
+            let values = chunk.iter().flat_map(|(event, body)| {
+                let row: [Value; EVENT_COLUMNS] = [
+                    event.id.as_str().into(),
+                    self.tenant.team_id.as_str().into(),
+                    self.tenant.mode_word().into(),
+                    event.product_id.as_str().into(),
+                    event.topic.as_str().into(),
+                    self.store.bodies.seal(&event.id, body).into(),
+                    now_ms.into(),
+                ];
+                row
+            });
+            let text = format!(
+                "INSERT INTO events (id, team_id, mode, product_id, topic, body_sealed, created_at_ms) VALUES {} \
+                 ON CONFLICT (id) DO NOTHING RETURNING id",
+                rows(chunk.len(), EVENT_COLUMNS, 0)
+            );
+            for row in tx.query_all_raw(sql(tx.get_database_backend(), text, values.collect())).await? {
+                new.insert(row.try_get("", "id")?);
+            }
+        }
+        Ok(new)
+    }
+
+    /// Removes all that is kept of a product, and remembers that it is gone: an endpoint that is being made for it at
+    /// this moment is either seen here or finds the tombstone.
+    async fn bury(&self, tx: &Tx, product_id: &str) -> Result<(), DbError> {
+        let backend = tx.get_database_backend();
+        let tombstone = sql(
+            backend,
+            "INSERT INTO products (id, team_id, mode, deleted_at_ms) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (id) DO UPDATE SET deleted_at_ms = excluded.deleted_at_ms \
+             WHERE products.team_id = excluded.team_id AND products.mode = excluded.mode",
+            vec![
+                product_id.into(),
+                self.tenant.team_id.as_str().into(),
+                self.tenant.mode_word().into(),
+                self.store.clock.now_ms().into(),
+            ],
+        );
+        tx.execute_raw(tombstone).await?;
+        let endpoints = Entity::find()
+            .filter(self.condition())
+            .filter(Column::ProductId.eq(product_id))
+            .order_by_asc(Column::Id)
+            .lock(LockType::Update)
+            .all(tx)
+            .await?;
+        for endpoint in endpoints {
+            remove(tx, &endpoint.id).await?;
+            let wake = self.store.wake.clone();
+            tx.after_commit(move || wake.changed(&endpoint.id));
+        }
+        let events = sql(
+            backend,
+            "DELETE FROM events WHERE product_id = $1 AND team_id = $2 AND mode = $3",
+            vec![product_id.into(), self.tenant.team_id.as_str().into(), self.tenant.mode_word().into()],
+        );
+        tx.execute_raw(events).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! Where endpoints, events and deliveries are kept: the only part that knows tables.
+//!
+//! What callers see is opened by the tenant ([`Store::of`]), so that a query without team and mode cannot be written.
+//! What the workers do ([`dispatch`], [`housekeeping`]) spans tenants and hands nothing to a caller.
+//!
+//! On PostgreSQL rows are locked in one order, so that transactions wait for each other and never in a circle:
+//! product, endpoint, deliveries, attempts, events.
+
+mod deliveries;
+pub(crate) mod dispatch;
+mod endpoints;
+pub(crate) mod housekeeping;
+mod intake;
+
+use std::sync::Arc;
+
+use paperkey_kit::{
+    clock::Clock,
+    db::{AuditEntry, Database, DbError},
+    principal::{Caller, Tenant},
+    secrets::{Keyring, Sealer},
+};
+use paperkey_proto::Error;
+use sea_orm::{DbBackend, DbErr, Statement, Value};
+
+use crate::{
+    domain::{Fault, schedule::Schedule},
+    wake::Wake,
+};
+
+/// Values that one statement binds at most, below the limits of both engines.
+const MAX_VALUES: usize = 16_000;
+
+/// The webhooks of all tenants.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    database: Database,
+    clock: Clock,
+    secrets: Sealer,
+    bodies: Sealer,
+    schedule: Arc<Schedule>,
+    wake: Arc<Wake>,
+}
+
+/// The webhooks of one team in one mode.
+#[derive(Clone, Debug)]
+pub(crate) struct TenantStore {
+    store: Store,
+    tenant: Tenant,
+}
+
+impl Store {
+    /// The webhooks in that database.
+    pub(crate) fn new(
+        database: Database,
+        keys: &Keyring,
+        clock: Clock,
+        schedule: Arc<Schedule>,
+        wake: Arc<Wake>,
+    ) -> Self {
+        let (secrets, bodies) = (keys.sealer("webhook-secret/v1"), keys.sealer("webhook-event/v1"));
+        Self { database, clock, secrets, bodies, schedule, wake }
+    }
+
+    /// The webhooks of one team in one mode.
+    pub(crate) fn of(&self, tenant: Tenant) -> TenantStore {
+        TenantStore { store: self.clone(), tenant }
+    }
+}
+
+/// Who changes something, by which call, for the audit log.
+#[derive(Clone, Debug)]
+pub(crate) struct Act {
+    actor_kind: String,
+    actor_id: String,
+    action: &'static str,
+    request_id: String,
+}
+
+impl Act {
+    /// A caller, by the rpc of that path.
+    pub(crate) fn by(caller: &Caller, action: &'static str) -> Self {
+        let actor_kind = caller.principal.kind().as_str_name().trim_start_matches("CALLER_").to_ascii_lowercase();
+        let (actor_id, request_id) = (caller.principal.id.clone(), caller.request_id.clone());
+        Self { actor_kind, actor_id, action, request_id }
+    }
+
+    fn on(self, resources: Vec<String>) -> AuditEntry {
+        AuditEntry {
+            actor_kind: self.actor_kind,
+            actor_id: self.actor_id,
+            action: self.action.to_owned(),
+            resources,
+            request_id: self.request_id,
+        }
+    }
+}
+
+/// Why a job of the store ended without a result.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The domain refuses.
+    Fault(Fault),
+    /// The database failed.
+    Database(DbError),
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<DbError> for Failure {
+    fn from(error: DbError) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<DbErr> for Failure {
+    fn from(error: DbErr) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Fault(fault) => fault.into(),
+            Failure::Database(error) => error.into(),
+        }
+    }
+}
+
+/// A statement in SQL that both engines read. On SQLite `$n` must first appear in the order of the numbers.
+fn sql(backend: DbBackend, text: impl Into<String>, values: Vec<Value>) -> Statement {
+    Statement::from_sql_and_values(backend, text, values)
+}
+
+/// `($1, $2), ($3, $4)`: the places of many rows, beginning after `before` values.
+fn rows(count: usize, columns: usize, before: usize) -> String {
+    let mut text = String::with_capacity(count * columns * 5);
+    let mut number = before;
+    for row in 0..count {
+        text.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 0..columns {
+            number += 1;
+            text.push_str(if column == 0 { "$" } else { ", $" });
+            text.push_str(&number.to_string());
+        }
+        text.push(')');
+    }
+    text
+}
+
+/// `$1, $2, $3`: the places of a list, beginning after `before` values.
+fn places(count: usize, before: usize) -> String {
+    let row = rows(1, count, before);
+    row.trim_matches(['(', ')']).to_owned()
+}
+
+/// What is stored and cannot be read back as what it was.
+fn corrupt(what: &str) -> DbError {
+    DbError::Internal(format!("{what} is not what was written"))
+}
