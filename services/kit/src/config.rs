@@ -114,7 +114,7 @@ pub struct Webhooks {
     /// How long one exchange may take.
     pub timeout_ms: u64,
     /// Deliveries under way to one endpoint at a time.
-    pub max_in_flight_per_endpoint: u32,
+    pub max_in_flight_per_endpoint: usize,
     /// The waits before each attempt.
     pub retry_schedule_s: Vec<u64>,
 }

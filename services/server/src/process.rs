@@ -2,7 +2,7 @@
 //!
 //! The same code runs everything in one process and each part alone; the only difference is which channels are local.
 
-use std::{collections::HashMap, fs::File, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt::Write as _, fs::File, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 use paperkey_auth::AuthConfig;
@@ -98,8 +98,8 @@ struct Process {
     workers: Vec<Worker>,
     databases: Vec<(&'static str, Database)>,
     first_start: bool,
-    /// Held for as long as the process lives.
-    _owned: Vec<File>,
+    /// Locks of what this process owns, held for as long as it lives.
+    owned: Vec<File>,
 }
 
 impl Process {
@@ -133,7 +133,7 @@ impl Process {
             workers: Vec::new(),
             databases: Vec::new(),
             first_start: false,
-            _owned: Vec::new(),
+            owned: Vec::new(),
         };
         for service in own {
             process.add(config, service, &keys, &epochs).await?;
@@ -148,7 +148,7 @@ impl Process {
         keys: &Keyring,
         epochs: &Arc<Epochs>,
     ) -> Result<(), Failure> {
-        self._owned.extend(storage::own(config, service)?);
+        self.owned.extend(storage::own(config, service)?);
         let database = storage::open_current(config, service, &self.clock).await?;
         let deps = ServiceDeps {
             database: database.clone(),
@@ -244,7 +244,6 @@ impl Process {
         };
         Operations::new(ready, move |text| {
             host::write_database_metrics(text, &watched);
-            use std::fmt::Write as _;
             let name = "paperkey_credential_lookups_total";
             // Writing to a String cannot fail.
             let _ = writeln!(text, "# HELP {name} Credentials that auth was asked about.\n# TYPE {name} counter");

@@ -61,6 +61,12 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
+    /// An attempt that ended before anything was sent.
+    pub(crate) fn unsent(at_ms: i64, fault: AttemptFault) -> Self {
+        let fault = Some(fault);
+        Self { at_ms, duration_ms: 0, response_status: None, fault, snippet: None, retry_after_ms: None }
+    }
+
     /// Whether the receiver says that it wants no more, ever.
     pub(crate) fn is_gone(&self) -> bool {
         self.response_status == Some(410)

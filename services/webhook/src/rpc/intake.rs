@@ -10,7 +10,13 @@ use crate::store::Store;
 
 /// The service, as tonic calls it.
 pub(crate) struct Intake {
-    pub(crate) store: Store,
+    store: Store,
+}
+
+impl Intake {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store }
+    }
 }
 
 #[tonic::async_trait]

@@ -1,4 +1,8 @@
-//! The service as others call it: decode, call, encode. No rules here.
+//! Decode, call, encode. No rules here.
 
-pub(crate) mod intake;
-pub(crate) mod webhooks;
+mod deliveries;
+mod intake;
+mod webhooks;
+
+pub(crate) use intake::Intake;
+pub(crate) use webhooks::Webhooks;
