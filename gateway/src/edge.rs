@@ -6,11 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderMap, HeaderValue, Method, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Response, StatusCode, Version,
     header::{
         ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-        ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, CONTENT_LENGTH,
-        CONTENT_TYPE, ORIGIN, VARY,
+        ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, CONNECTION,
+        CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, VARY,
     },
 };
 use http_body_util::BodyExt as _;
@@ -135,6 +135,15 @@ pub(crate) fn preflight(verbs: HeaderValue, headers_asked: Option<&HeaderValue>)
 pub(crate) fn share(headers: &mut HeaderMap) {
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("*"));
+}
+
+/// Says that the connection ends after an answer that did not wait for the body: what is left of that would be taken
+/// for the next request.
+pub(crate) fn hang_up(version: Version, headers: &mut HeaderMap) {
+    // HTTP/2 ends the stream instead, and knows no such header.
+    if version < Version::HTTP_2 {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
 }
 
 #[cfg(test)]

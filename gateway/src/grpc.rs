@@ -166,6 +166,13 @@ async fn pass(
         return Err(too_large(rpc));
     }
     let mut response = answer.map_err(|status| Error::from_status(&status))?;
+    // What tonic itself refuses speaks tonic's words; ours are the catalogue's.
+    if let Some(status) = Status::from_header_map(response.headers())
+        && status.code() != tonic::Code::Ok
+        && status.details().is_empty()
+    {
+        return Err(Error::from_status(&status));
+    }
     for (name, value) in admitted.headers {
         response.headers_mut().insert(name, value);
     }
@@ -243,8 +250,9 @@ impl http_body::Body for Bounded {
         self.body.is_end_stream()
     }
 
+    /// Not known: what gRPC-Web sends as text is shorter once it is bytes.
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        SizeHint::default()
     }
 }
 

@@ -156,6 +156,9 @@ impl Inner {
         let gateway = &self;
         let request_id = ids::new_id("req", &gateway.clock);
         let client = edge::client_address(request.headers(), peer, &gateway.config.trusted_proxies);
+        let version = request.version();
+        // Only routes read a body.
+        let mut unread = !request.body().is_end_stream();
         let mut response = match grpc::dialect(request.headers()) {
             Dialect::Grpc => {
                 let request = request.map(tonic::body::Body::new);
@@ -187,11 +190,15 @@ impl Inner {
                 Some(Err(refusal)) => gateway.refuse(&request, &refusal, &request_id),
                 None => {
                     let (head, body) = request.into_parts();
+                    unread = false;
                     rest::answer(gateway, head, body, client, &request_id).await
                 }
             },
         };
         let headers = response.headers_mut();
+        if unread {
+            edge::hang_up(version, headers);
+        }
         if let Ok(id) = HeaderValue::from_str(&request_id) {
             headers.insert(REQUEST_ID_HEADER, id);
         }

@@ -46,6 +46,7 @@ where
     };
     let shared = gateway.config.cors_any_origin && surface.is_some_and(edge::is_for_keys);
     let mut limits = LimitHeaders::new();
+    let mut unread = Some(body);
     let outcome = match &found {
         Found::Route(route, params) => {
             let mut variables = [(0, ""); MAX_VARIABLES];
@@ -54,7 +55,7 @@ where
                 *slot = (*field, value);
                 count += 1;
             }
-            serve(gateway, route, &variables[..count], &head, body, client, request_id, &mut limits).await
+            serve(gateway, route, &variables[..count], &head, &mut unread, client, request_id, &mut limits).await
         }
         Found::OtherVerb(node) if shared && edge::is_preflight(&head.method, &head.headers) => {
             let asked = head.headers.get(http::header::ACCESS_CONTROL_REQUEST_HEADERS);
@@ -63,6 +64,11 @@ where
         Found::OtherVerb(node) => Err(Refusal::other_verb(node.allow.clone())),
         Found::Nothing => Err(Error::new(Reason::NotFound).with_message("No such path").into()),
     };
+    let cut_off = outcome
+        .as_ref()
+        .err()
+        .is_some_and(|refusal| matches!(refusal.error.reason(), Reason::BodyTooLarge | Reason::Deadline));
+    let unread = cut_off || unread.is_some_and(|body| !body.is_end_stream());
     let mut response = outcome.unwrap_or_else(|refusal| {
         let teller = Teller {
             surface: surface.map(|entry| &entry.options),
@@ -77,6 +83,9 @@ where
     for (name, value) in limits {
         headers.insert(name, value);
     }
+    if unread {
+        edge::hang_up(head.version, headers);
+    }
     if shared {
         edge::share(headers);
     }
@@ -89,7 +98,7 @@ async fn serve<B>(
     route: &RestRoute,
     variables: &[(usize, &str)],
     head: &Head,
-    body: B,
+    body: &mut Option<B>,
     client: IpAddr,
     request_id: &str,
     limits: &mut LimitHeaders,
@@ -112,7 +121,10 @@ where
         .await?;
     *limits = admitted.headers;
 
-    let body = if route.body { Some(json_body(gateway, rpc, &head.headers, body).await?) } else { None };
+    let body = match body.take_if(|_| route.body) {
+        Some(body) => Some(json_body(gateway, rpc, &head.headers, body).await?),
+        None => None,
+    };
     let parts = Parts { case: options.request_case(), variables, query: head.uri.query(), body: body.as_deref() };
     let frame = gateway.table.schema.request(rpc.input, &parts).map_err(Refusal::as_sent)?;
 
@@ -195,7 +207,8 @@ async fn message_of(response: Response<tonic::body::Body>) -> Result<Bytes, Erro
     let mut rest = BytesMut::new();
     let mut ended = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|status| Error::from_status(&status))?;
+        // What a service has to say comes as a status; a broken frame is a service that is gone.
+        let frame = frame.map_err(|status| Error::unavailable(format!("an answer was cut off: {status}")))?;
         match frame.into_data() {
             Ok(data) if first.is_empty() && rest.is_empty() => first = data,
             Ok(data) => {

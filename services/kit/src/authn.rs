@@ -40,6 +40,8 @@ const MAX_CREDENTIAL_BYTES: usize = 4_096;
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How old the last answered question may be before entries are no longer trusted.
 const TRUSTED_FOR: Duration = Duration::from_millis(900);
+/// How long auth may take to answer before it counts as not there.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a refusal is kept, in milliseconds.
 const REFUSED_FOR_MS: i64 = 5_000;
 
@@ -95,7 +97,9 @@ impl CachedAuthenticator {
         let mut since = -1;
         loop {
             let asked = self.clock.monotonic();
-            match self.client.clone().list_changes(ListChangesRequest { since }).await {
+            let mut client = self.client.clone();
+            let question = client.list_changes(ListChangesRequest { since });
+            match tokio::time::timeout(ASK_TIMEOUT, question).await.unwrap_or_else(|_| Err(too_late().into())) {
                 Ok(answer) => {
                     let answer = answer.into_inner();
                     if answer.gap || since < 0 {
@@ -132,7 +136,9 @@ impl CachedAuthenticator {
             team_id: team.unwrap_or_default().to_owned(),
             mode: mode.into(),
         };
-        let answer = self.client.clone().authenticate(request).await.map_err(|status| Error::from_status(&status))?;
+        let mut client = self.client.clone();
+        let answer = tokio::time::timeout(ASK_TIMEOUT, client.authenticate(request)).await.map_err(|_| too_late())?;
+        let answer = answer.map_err(|status| Error::from_status(&status))?;
         answer.into_inner().principal.map(Arc::new).ok_or_else(Error::unauthenticated)
     }
 }
@@ -168,6 +174,10 @@ impl Authenticator for CachedAuthenticator {
         }
         verdict
     }
+}
+
+fn too_late() -> Error {
+    Error::unavailable("auth does not answer in time")
 }
 
 /// Three parts of base64url between dots.

@@ -27,6 +27,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often an idle connection is asked whether it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
+/// How long a call that one service makes to another may take.
+const SERVICE_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The way to a service.
 #[derive(Clone)]
 pub struct Channel(Way);
@@ -167,7 +170,11 @@ impl Service<Request<Body>> for ServiceChannel {
         if let Ok(id) = self.request_id.parse() {
             request.headers_mut().insert(REQUEST_ID_HEADER, id);
         }
-        self.channel.call(request)
+        let call = self.channel.call(request);
+        Box::pin(async move {
+            let answer = tokio::time::timeout(SERVICE_CALL_TIMEOUT, call).await;
+            answer.unwrap_or_else(|_| Err(Error::unavailable("a service does not answer in time").into()))
+        })
     }
 }
 

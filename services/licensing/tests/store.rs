@@ -144,9 +144,8 @@ async fn events(database: &Database) -> Vec<Event> {
         Ok::<_, DbError>(rows.iter().map(row).collect::<Vec<_>>())
     });
     let sealer = Keyring::for_tests().sealer("outbox/v1");
-    let open = |(id, payload): (String, Vec<u8>)| {
-        Event::decode(sealer.open(&id, &payload).unwrap().as_slice()).unwrap()
-    };
+    let open =
+        |(id, payload): (String, Vec<u8>)| Event::decode(sealer.open(&id, &payload).unwrap().as_slice()).unwrap();
     job.await.unwrap().into_iter().map(open).collect()
 }
 
@@ -474,7 +473,8 @@ async fn revoking_twice_at_once_is_told_once(database: Database) {
         for _ in 0..10 {
             let (store, id) = (store.clone(), license.id.clone());
             calls.spawn(async move {
-                let turned = if revoke { all(&store).revoke(&id, act()) .await } else { all(&store).reinstate(&id, act()).await };
+                let turned =
+                    if revoke { all(&store).revoke(&id, act()).await } else { all(&store).reinstate(&id, act()).await };
                 turned.unwrap().standing.revoked_at_ms.is_some()
             });
         }
@@ -624,12 +624,8 @@ async fn lists_are_filtered_and_paged(database: Database) {
         (Some("b\\n@example.com"), None, "prod_2", None),
     ] {
         hand.advance_ms(1);
-        let terms = Terms {
-            email: email.map(Into::into),
-            client_id: client.map(Into::into),
-            expires_at_ms,
-            ..terms(None)
-        };
+        let terms =
+            Terms { email: email.map(Into::into), client_id: client.map(Into::into), expires_at_ms, ..terms(None) };
         ids.push(all(&store).create(product.into(), terms, act()).await.unwrap());
     }
     all(&store).revoke(&ids[1].id, act()).await.unwrap();

@@ -85,9 +85,20 @@ impl fmt::Display for Failure {
     }
 }
 
-impl<E: std::error::Error> From<E> for Failure {
+impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self(error.to_string())
+        // The operator may see what a caller may not: which field, and what failed inside.
+        let ours = (&error as &dyn std::any::Any).downcast_ref::<paperkey_proto::Error>();
+        let mut text = error.to_string();
+        if let Some(error) = ours {
+            let violations =
+                error.violations().iter().map(|violation| format!("{} {}", violation.field, violation.message));
+            for detail in violations.chain(error.source().map(ToString::to_string)) {
+                text.push_str(": ");
+                text.push_str(&detail);
+            }
+        }
+        Self(text)
     }
 }
 

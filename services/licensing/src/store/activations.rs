@@ -7,14 +7,11 @@
 
 use paperkey_kit::{db::Tx, ids::new_id};
 use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, FromQueryResult as _, QueryFilter as _, QueryOrder as _, QueryResult,
-    Select, Value,
+    ColumnTrait as _, EntityTrait as _, FromQueryResult as _, QueryFilter as _, QueryOrder as _, QueryResult, Select,
+    Value,
 };
 
-use super::{
-    Act, Failure, TenantStore, WEBHOOK, execute, first_row,
-    lookups::activation_subject,
-};
+use super::{Act, Failure, TenantStore, WEBHOOK, execute, first_row, lookups::activation_subject};
 use crate::domain::{
     Fault, could_be_id,
     event::{ACTIVATION_CREATED, ACTIVATION_REMOVED, activation_data},

@@ -206,12 +206,7 @@ impl Lookups {
 
     /// The licence behind a key; `Some(None)` where it is known that there is none.
     #[expect(clippy::option_option, reason = "not known, known to be none, and known are three things")]
-    pub(super) fn license(
-        &self,
-        tenant: &Tenant,
-        product_id: &str,
-        key_hash: &[u8; 32],
-    ) -> Option<Option<Arc<View>>> {
+    pub(super) fn license(&self, tenant: &Tenant, product_id: &str, key_hash: &[u8; 32]) -> Option<Option<Arc<View>>> {
         if !self.trusted() {
             return None;
         }

@@ -232,11 +232,7 @@ async fn first_row(
 }
 
 /// Runs a statement and says how many rows it changed.
-async fn execute(
-    connection: &impl ConnectionTrait,
-    sql: impl Into<String>,
-    values: Vec<Value>,
-) -> Result<u64, DbErr> {
+async fn execute(connection: &impl ConnectionTrait, sql: impl Into<String>, values: Vec<Value>) -> Result<u64, DbErr> {
     let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
     Ok(connection.execute_raw(statement).await?.rows_affected())
 }

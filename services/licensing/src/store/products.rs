@@ -69,11 +69,7 @@ impl TenantStore {
 
     /// Deletes some licences with their activations, and says whether there were any.
     async fn forget_some(&self, product_id: String) -> Result<bool, Failure> {
-        let query = self
-            .scope()
-            .filter(Column::ProductId.eq(product_id))
-            .order_by_asc(Column::Id)
-            .limit(BATCH);
+        let query = self.scope().filter(Column::ProductId.eq(product_id)).order_by_asc(Column::Id).limit(BATCH);
         let licenses = self
             .parts()
             .database
@@ -87,10 +83,10 @@ impl TenantStore {
         }
         let store = self.store.clone();
         let ids: Vec<String> = licenses.iter().map(|license| license.id.clone()).collect();
-        let subjects = licenses.iter().flat_map(|license| [license.id.clone(), key_subject(&license.key_hash)]).collect();
+        let subjects =
+            licenses.iter().flat_map(|license| [license.id.clone(), key_subject(&license.key_hash)]).collect();
         let delete = Entity::delete_many().filter(self.condition()).filter(Column::Id.is_in(ids.clone()));
-        let delete_activations =
-            activations::Entity::delete_many().filter(activations::Column::LicenseId.is_in(ids));
+        let delete_activations = activations::Entity::delete_many().filter(activations::Column::LicenseId.is_in(ids));
         self.parts()
             .database
             .write(move |tx| async move {

@@ -1,0 +1,410 @@
+//! The product, installed and running: everything in one process on SQLite, or a fleet on PostgreSQL.
+//!
+//! A fleet is five processes or more. They know each other's addresses before they start, so their ports are chosen
+//! first, outside the range from which the system takes ports for outgoing connections: otherwise a client that tries
+//! again and again to reach a killed process may end up holding its port.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use paperkey_kit::{
+    clock::Clock,
+    principal::Signer,
+    secrets::{Keyring, Secret},
+};
+use rand::RngExt as _;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use crate::{
+    api::Api,
+    database::PostgresDatabase,
+    people::Account,
+    process::{self, Ended, Line, Process, print_lines},
+    wait::eventually,
+};
+
+/// What everything in one process is called here.
+pub const SERVE: &str = "serve";
+
+/// The services of a fleet.
+pub const SERVICES: [&str; 4] = ["auth", "catalog", "licensing", "webhook"];
+
+/// Ports that no outgoing connection is given.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
+/// How often a fleet is started anew because a port was taken in the meantime.
+const TRIES: u32 = 10;
+
+/// How an installation is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One process, SQLite.
+    AllInOne,
+    /// A process a service and a gateway, PostgreSQL.
+    Fleet,
+}
+
+/// What a test wants different.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Configuration, as environment variables.
+    pub environment: Vec<(&'static str, String)>,
+    /// Whether there is a second licensing process and a second gateway that talks to it. Fleets only.
+    pub two_licensings: bool,
+}
+
+/// A running installation. It ends, and its data goes, when this value goes.
+#[derive(Debug)]
+pub struct Installation {
+    kind: Kind,
+    members: BTreeMap<String, Member>,
+    past: Vec<(String, Vec<Line>)>,
+    environment: Vec<(String, String)>,
+    keys: Option<[String; 3]>,
+    system_key: OnceCell<String>,
+    // The processes end before their database and their folder do: fields go in this order.
+    _database: Option<PostgresDatabase>,
+    folder: TempDir,
+}
+
+#[derive(Debug)]
+struct Member {
+    process: Option<Process>,
+    listen: SocketAddr,
+    extra: Vec<(String, String)>,
+    at: Option<Addresses>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Addresses {
+    listening: SocketAddr,
+    operations: SocketAddr,
+}
+
+impl Installation {
+    /// Everything in one process, on SQLite, in a temporary folder.
+    pub async fn all_in_one() -> Self {
+        Self::all_in_one_with(Settings::default()).await
+    }
+
+    /// Everything in one process, with other settings.
+    pub async fn all_in_one_with(settings: Settings) -> Self {
+        let mut install = Self::empty(Kind::AllInOne, None, &settings);
+        install.add(SERVE, localhost(0), Vec::new());
+        install.start(SERVE).await.unwrap_or_else(|wrote| panic!("paperkey serve did not start:\n{wrote}"));
+        install
+    }
+
+    /// Five processes on PostgreSQL; `None` where there is no PostgreSQL.
+    pub async fn fleet() -> Option<Self> {
+        Self::fleet_with(Settings::default()).await
+    }
+
+    /// A fleet with a second licensing process, and a second gateway that talks to that one.
+    pub async fn fleet_with_two_licensings() -> Option<Self> {
+        Self::fleet_with(Settings { two_licensings: true, ..Settings::default() }).await
+    }
+
+    /// A fleet, with other settings.
+    pub async fn fleet_with(settings: Settings) -> Option<Self> {
+        let database = PostgresDatabase::create().await?;
+        let mut install = Self::empty(Kind::Fleet, Some(database), &settings);
+        install.command(&["migrate", "up"], "").await.succeeded();
+        for _ in 0..TRIES {
+            match install.start_fleet(settings.two_licensings).await {
+                Ok(()) => return Some(install),
+                Err(wrote) if wrote.contains("cannot listen on") => install.members.clear(),
+                Err(wrote) => panic!("the fleet did not start:\n{wrote}"),
+            }
+        }
+        panic!("the ports of a fleet were taken {TRIES} times");
+    }
+
+    fn empty(kind: Kind, database: Option<PostgresDatabase>, settings: &Settings) -> Self {
+        let folder = TempDir::with_prefix("paperkey-suite-").expect("a temporary folder can be made");
+        let mut environment = vec![
+            ("PAPERKEY__TELEMETRY__LOG".to_owned(), "json".to_owned()),
+            ("PAPERKEY__WEBHOOKS__ALLOW_HTTP".to_owned(), "true".to_owned()),
+            ("PAPERKEY__WEBHOOKS__ALLOW_PRIVATE_NETWORKS".to_owned(), "true".to_owned()),
+            ("PAPERKEY__WEBHOOKS__RETRY_SCHEDULE_S".to_owned(), "[0, 1, 1, 1, 2, 2, 2, 5, 5, 5]".to_owned()),
+        ];
+        let keys = database.as_ref().map(|database| {
+            let key = || BASE64.encode(rand::random::<[u8; 32]>());
+            let keys = [key(), key(), key()];
+            environment.push(("PAPERKEY__DATABASE__URL".to_owned(), database.url()));
+            for (name, key) in ["MASTER_KEY", "PEPPER", "SIGNING_KEY"].iter().zip(&keys) {
+                environment.push((format!("PAPERKEY__SECRETS__{name}"), key.clone()));
+            }
+            keys
+        });
+        environment.extend(settings.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        Self {
+            kind,
+            members: BTreeMap::new(),
+            past: Vec::new(),
+            environment,
+            keys,
+            system_key: OnceCell::new(),
+            _database: database,
+            folder,
+        }
+    }
+
+    fn add(&mut self, name: &str, listen: SocketAddr, extra: Vec<(String, String)>) {
+        self.members.insert(name.to_owned(), Member { process: None, listen, extra, at: None });
+    }
+
+    async fn start_fleet(&mut self, two_licensings: bool) -> Result<(), String> {
+        let mut services: Vec<&str> = SERVICES.to_vec();
+        let mut gateways = vec![("gateway", "licensing")];
+        if two_licensings {
+            services.push("licensing-2");
+            gateways.push(("gateway-2", "licensing-2"));
+        }
+        let ports: BTreeMap<&str, SocketAddr> =
+            services.iter().chain(gateways.iter().map(|(name, _)| name)).map(|name| (*name, free_port())).collect();
+        let at = |name: &str| format!("http://{}", ports[name]);
+        let ways = |licensing: &str| {
+            SERVICES
+                .iter()
+                .map(|service| {
+                    let name = if *service == "licensing" { licensing } else { service };
+                    (format!("PAPERKEY__SERVICES__{}", service.to_uppercase()), at(name))
+                })
+                .collect::<Vec<_>>()
+        };
+        for name in services {
+            self.add(name, ports[name], ways("licensing"));
+            self.launch(name);
+        }
+        for (name, licensing) in gateways {
+            self.add(name, ports[name], ways(licensing));
+            self.launch(name);
+        }
+        let names: Vec<String> = self.members.keys().cloned().collect();
+        for name in names {
+            self.await_start(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts a process of this installation that is not running, on the same data.
+    pub async fn start(&mut self, name: &str) -> Result<(), String> {
+        self.launch(name);
+        self.await_start(name).await
+    }
+
+    fn launch(&mut self, name: &str) {
+        let part = name.split('-').next().unwrap_or(name);
+        let data = self.data_of(name);
+        let member = self.members.get_mut(name).unwrap_or_else(|| panic!("there is no process {name}"));
+        assert!(member.process.is_none(), "{name} runs already");
+        let mut environment = self.environment.clone();
+        environment.extend(member.extra.clone());
+        let listen = member.listen.to_string();
+        let data = data.to_str().expect("temporary folders have plain names");
+        let arguments = [part, "--listen", &listen, "--ops-listen", "127.0.0.1:0", "--data", data];
+        member.process = Some(Process::start(name, process::command(&arguments, &environment, self.folder.path())));
+    }
+
+    async fn await_start(&mut self, name: &str) -> Result<(), String> {
+        let member = self.members.get_mut(name).expect("it was launched");
+        let at = member.process.as_mut().expect("it was launched").line(addresses).await?;
+        member.at = Some(at);
+        let operations = self.operations(name);
+        eventually(&format!("{name} is ready"), || async {
+            operations.try_get("/readyz").await.ok().filter(|answer| answer.status == 200)
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Kills a process as `kill -9` does.
+    pub fn kill(&mut self, name: &str) {
+        let process = self.member_mut(name).process.take().unwrap_or_else(|| panic!("{name} does not run"));
+        self.past.push((name.to_owned(), process.kill()));
+    }
+
+    /// A running process.
+    pub fn process(&mut self, name: &str) -> &mut Process {
+        self.member_mut(name).process.as_mut().unwrap_or_else(|| panic!("{name} does not run"))
+    }
+
+    fn member_mut(&mut self, name: &str) -> &mut Member {
+        self.members.get_mut(name).unwrap_or_else(|| panic!("there is no process {name}"))
+    }
+
+    fn at(&self, name: &str) -> Addresses {
+        let member = self.members.get(name).unwrap_or_else(|| panic!("there is no process {name}"));
+        member.at.unwrap_or_else(|| panic!("{name} has not started"))
+    }
+
+    /// How it is built.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The names of its processes.
+    pub fn names(&self) -> Vec<String> {
+        self.members.keys().cloned().collect()
+    }
+
+    /// The process that answers the public.
+    pub fn gateway(&self) -> &'static str {
+        match self.kind {
+            Kind::AllInOne => SERVE,
+            Kind::Fleet => "gateway",
+        }
+    }
+
+    /// The process that answers for a service.
+    pub fn host_of(&self, service: &'static str) -> &'static str {
+        match self.kind {
+            Kind::AllInOne => SERVE,
+            Kind::Fleet => service,
+        }
+    }
+
+    /// Where the public reaches it.
+    pub fn url(&self) -> String {
+        self.url_of(self.gateway())
+    }
+
+    /// Where a process listens.
+    pub fn url_of(&self, name: &str) -> String {
+        format!("http://{}", self.at(name).listening)
+    }
+
+    /// A client of the public, without a credential.
+    pub fn api(&self) -> Api {
+        Api::new(&self.url())
+    }
+
+    /// A client of the second gateway.
+    pub fn second_api(&self) -> Api {
+        Api::new(&self.url_of("gateway-2"))
+    }
+
+    /// A client of a process's operations listener.
+    pub fn operations(&self, name: &str) -> Api {
+        Api::of_operations(&format!("http://{}", self.at(name).operations))
+    }
+
+    /// Registers somebody new.
+    pub async fn register(&self) -> Account {
+        Account::register(&self.api()).await
+    }
+
+    /// The key of the installation itself.
+    pub async fn system_key(&self) -> String {
+        let key = || async { self.command(&["admin", "system-key"], "").await.succeeded().to_owned() };
+        self.system_key.get_or_init(key).await.clone()
+    }
+
+    /// Runs a command of the binary on this installation's data.
+    pub async fn command(&self, arguments: &[&str], input: &str) -> Ended {
+        process::run(self.prepared(arguments), input).await
+    }
+
+    /// A command of the binary on this installation's data, not yet run.
+    pub fn prepared(&self, arguments: &[&str]) -> Command {
+        let data = self.data().to_str().expect("temporary folders have plain names").to_owned();
+        let mut all = arguments.to_vec();
+        all.extend(["--data", &data]);
+        process::command(&all, &self.environment, self.folder.path())
+    }
+
+    /// The data folder of the process that answers the public.
+    pub fn data(&self) -> PathBuf {
+        self.data_of(self.gateway())
+    }
+
+    fn data_of(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("data-{name}"))
+    }
+
+    /// Signs as the processes of this installation do, by a given clock.
+    pub fn signer(&self, clock: Clock) -> Signer {
+        let keyring = match &self.keys {
+            Some(keys) => {
+                let [master, pepper, signing] = keys.clone().map(Secret::new);
+                Keyring::from_base64(&master, &pepper, &signing).expect("these keys were made here")
+            }
+            None => Keyring::load_or_create(&self.data().join("secrets")).expect("the first start made them"),
+        };
+        Signer::new(&keyring, clock)
+    }
+
+    /// The keys that a fleet was given.
+    pub fn given_keys(&self) -> Vec<String> {
+        self.keys.iter().flatten().cloned().collect()
+    }
+
+    /// Every line that every process of it has written so far, those that were killed included.
+    pub fn written(&self) -> Vec<(String, Line)> {
+        let past = self.past.iter().cloned();
+        let present =
+            self.members.iter().filter_map(|(name, member)| Some((name.clone(), member.process.as_ref()?.lines())));
+        past.chain(present).flat_map(|(name, lines)| lines.into_iter().map(move |line| (name.clone(), line))).collect()
+    }
+
+    /// Every file of its data folders that is no key, with its bytes.
+    pub fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut files = Vec::new();
+        collect(self.folder.path(), &mut files);
+        files
+    }
+}
+
+impl Drop for Installation {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for (name, lines) in &self.past {
+                print_lines(&format!("{name} (killed)"), lines);
+            }
+        }
+    }
+}
+
+fn addresses(line: &Line) -> Option<Addresses> {
+    let log: Value = serde_json::from_str(&line.text).ok()?;
+    let address = |name: &str| log[name].as_str()?.parse().ok();
+    (log["message"] == "listening")
+        .then(|| Some(Addresses { listening: address("listening")?, operations: address("operations")? }))
+        .flatten()
+}
+
+fn localhost(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// A port that nobody has at the moment.
+fn free_port() -> SocketAddr {
+    loop {
+        let address = localhost(rand::rng().random_range(PORTS));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
+fn collect(folder: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "secrets") {
+                collect(&path, files);
+            }
+        } else if let Ok(bytes) = fs::read(&path) {
+            files.push((path, bytes));
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What the black-box tests are written with: a real installation, clients that speak to it, and a webhook receiver.
+//!
+//! Nothing here looks inside the product. An [`Installation`] is the binary `paperkey` as people run it, in one process
+//! on SQLite or as a fleet on PostgreSQL; an [`Api`] is an HTTP client; a [`Receiver`] is a server that webhooks are
+//! sent to. The sentences of the tests are in [`people`].
+//!
+//! PostgreSQL is the one that `PAPERKEY_TEST_POSTGRES_URL` names. Without it the fleet's half is skipped, loudly; where
+//! `CI=true` it fails instead.
+
+pub mod api;
+mod database;
+pub mod envelope;
+pub mod grpc;
+pub mod http1;
+pub mod installation;
+pub mod people;
+pub mod process;
+pub mod receiver;
+pub mod wait;
+
+pub use api::{Answer, Api};
+pub use installation::{Installation, Kind, Settings};
+pub use people::{Account, License, Product};
+pub use receiver::Receiver;
+pub use wait::{eventually, within};
+
+/// Makes tests on both kinds of installation out of async functions that take an [`Installation`]:
+/// `all_in_one::name` and `fleet::name`. Once in a module, beside the functions.
+#[macro_export]
+macro_rules! on_both_kinds {
+    ($($scenario:ident),+ $(,)?) => {
+        mod all_in_one {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $scenario() {
+                    super::$scenario($crate::Installation::all_in_one().await).await;
+                }
+            )+
+        }
+
+        mod fleet {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $scenario() {
+                    if let Some(fleet) = $crate::Installation::fleet().await {
+                        super::$scenario(fleet).await;
+                    }
+                }
+            )+
+        }
+    };
+}

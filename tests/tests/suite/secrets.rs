@@ -1,0 +1,84 @@
+//! What is secret is nowhere but where it belongs: not in the log, not in the files.
+
+use paperkey_tests::{Installation, Settings, people::text};
+use serde_json::json;
+
+fn chatty() -> Settings {
+    Settings { environment: vec![("PAPERKEY__TELEMETRY__LOG_LEVEL", "debug".to_owned())], ..Settings::default() }
+}
+
+/// Uses the product with everything secret that there is, faults included.
+async fn use_everything(install: &Installation) -> Vec<String> {
+    let mut secrets = crate::path::main_job(install).await;
+    let owner = install.register().await;
+    let product = owner.create_product("App").await;
+    let license = owner.issue(&product, json!({})).await;
+    let api = install.api();
+    let login = json!({"email": owner.email, "password": owner.password});
+    let token = text(api.post("/auth/login", login).await.gives(200), "/token");
+    let wrong = json!({"email": owner.email, "password": "a wrong password, but somebody's"});
+    api.post("/auth/login", wrong).await;
+    // Secrets where they do not belong: on the wrong path, in the wrong field, cut short.
+    api.with_key(&owner.live_key).get("/products").await;
+    api.with_key(&product.public_key).get(&format!("/products/{}", license.key)).await;
+    owner.post("/products", json!({"name": "A", "nonsense": product.secret_key})).await;
+    owner.get(&format!("/licenses?query={}", license.key)).await;
+    owner.app(&product).0.post("/v1/licenses/activate", json!({"license_key": license.key, "fingerprint": 17})).await;
+    let system_key = install.system_key().await;
+    api.with_key(&system_key).get("/v1/status").await.gives(200);
+    let rotated = install.command(&["admin", "system-key", "--rotate"], "").await.succeeded().to_owned();
+    install.command(&["admin", "reset-password", &owner.email], "a new passphrase\n").await.succeeded();
+    secrets.extend([
+        token,
+        owner.token.clone(),
+        owner.password.clone(),
+        owner.live_key.clone(),
+        owner.free_key.clone(),
+        product.public_key,
+        product.secret_key,
+        license.key,
+        system_key,
+        rotated,
+        "a wrong password, but somebody's".to_owned(),
+        "a new passphrase".to_owned(),
+    ]);
+    secrets.extend(install.given_keys());
+    secrets
+}
+
+fn nothing_is_written(install: &Installation, secrets: &[String]) {
+    let written = install.written();
+    assert!(written.len() > install.names().len(), "the processes have written something");
+    for (name, line) in &written {
+        for secret in secrets {
+            assert!(!line.text.contains(secret), "{name} wrote the secret {secret}: {}", line.text);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_writes_no_secret_to_its_log_nor_to_its_files() {
+    let install = Installation::all_in_one_with(chatty()).await;
+    let secrets = use_everything(&install).await;
+    nothing_is_written(&install, &secrets);
+    let files = install.files();
+    assert!(files.iter().any(|(_, bytes)| bytes.starts_with(b"SQLite format 3")), "the databases are looked at");
+    // A product's public key ships in apps, and is listed in the dashboard.
+    for secret in secrets.iter().filter(|secret| !is_public_key(secret)) {
+        for (path, bytes) in &files {
+            let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!found, "{} holds the secret {secret}", path.display());
+        }
+    }
+}
+
+fn is_public_key(secret: &str) -> bool {
+    secret.starts_with("pk_") && !secret.starts_with("pk_free_")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleet_writes_no_secret_to_its_logs() {
+    let Some(install) = Installation::fleet_with(chatty()).await else { return };
+    let secrets = use_everything(&install).await;
+    nothing_is_written(&install, &secrets);
+}
