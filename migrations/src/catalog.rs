@@ -5,10 +5,13 @@
 use sea_orm_migration::{
     MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
     sea_orm::DbErr,
-    sea_query::{ColumnDef, Index, Table, TableCreateStatement},
+    sea_query::{Index, Table, TableCreateStatement},
 };
 
-use crate::kit;
+use crate::{
+    columns::{boolean, integer, optional_integer, optional_text, text},
+    kit,
+};
 
 /// All migrations of the catalog service, in their order.
 #[derive(Clone, Copy, Debug)]
@@ -51,18 +54,6 @@ impl MigrationTrait for Tables {
     }
 }
 
-fn text(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).text().not_null().take()
-}
-
-fn optional_text(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).text().take()
-}
-
-fn integer(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).big_integer().not_null().take()
-}
-
 fn products() -> TableCreateStatement {
     Table::create()
         .table("products")
@@ -72,10 +63,10 @@ fn products() -> TableCreateStatement {
         .col(text("name"))
         .col(optional_text("description"))
         .col(optional_text("sku"))
-        .col(ColumnDef::new("price_amount").big_integer())
+        .col(optional_integer("price_amount"))
         .col(optional_text("price_currency"))
         .col(optional_text("unit"))
-        .col(ColumnDef::new("active").boolean().not_null())
+        .col(boolean("active"))
         .col(optional_text("metadata"))
         .col(integer("created_at_ms"))
         .col(integer("updated_at_ms"))

@@ -4,8 +4,10 @@
 use sea_orm_migration::{
     MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
     sea_orm::{ConnectionTrait as _, DbErr},
-    sea_query::{ColumnDef, Index, IndexCreateStatement, Table, TableCreateStatement},
+    sea_query::{Index, IndexCreateStatement, Table, TableCreateStatement},
 };
+
+use crate::columns::{bytes, integer, numbered, text};
 
 /// The migrations with which every service's list begins.
 pub fn migrations() -> Vec<Box<dyn MigrationTrait>> {
@@ -55,22 +57,6 @@ impl MigrationTrait for Tables {
         }
         Ok(())
     }
-}
-
-fn text(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).text().not_null().take()
-}
-
-fn integer(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).big_integer().not_null().take()
-}
-
-fn bytes(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).blob().not_null().take()
-}
-
-fn numbered(name: &'static str) -> ColumnDef {
-    integer(name).auto_increment().primary_key().take()
 }
 
 fn outbox() -> TableCreateStatement {

@@ -10,6 +10,7 @@
 
 pub mod auth;
 pub mod catalog;
+mod columns;
 pub mod kit;
 pub mod licensing;
 pub mod webhook;

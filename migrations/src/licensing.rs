@@ -6,10 +6,13 @@
 use sea_orm_migration::{
     MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
     sea_orm::{ConnectionTrait as _, DbBackend, DbErr},
-    sea_query::{ColumnDef, Index, IndexCreateStatement, Table, TableCreateStatement},
+    sea_query::{Index, IndexCreateStatement, Table, TableCreateStatement},
 };
 
-use crate::kit;
+use crate::{
+    columns::{bytes, integer, optional_integer, optional_text, text},
+    kit,
+};
 
 /// All migrations of the licensing service, in their order.
 #[derive(Clone, Copy, Debug)]
@@ -74,26 +77,6 @@ impl MigrationTrait for Tables {
         }
         Ok(())
     }
-}
-
-fn text(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).text().not_null().take()
-}
-
-fn optional_text(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).text().take()
-}
-
-fn integer(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).big_integer().not_null().take()
-}
-
-fn optional_integer(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).big_integer().take()
-}
-
-fn bytes(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).blob().not_null().take()
 }
 
 fn licenses() -> TableCreateStatement {

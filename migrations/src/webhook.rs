@@ -6,10 +6,13 @@
 use sea_orm_migration::{
     MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
     sea_orm::{ConnectionTrait as _, DbErr},
-    sea_query::{ColumnDef, Index, IndexCreateStatement, Table, TableCreateStatement},
+    sea_query::{Index, IndexCreateStatement, Table, TableCreateStatement},
 };
 
-use crate::kit;
+use crate::{
+    columns::{bytes, integer, optional_integer, optional_text, text},
+    kit,
+};
 
 /// All migrations of the webhook service, in their order.
 #[derive(Clone, Copy, Debug)]
@@ -61,26 +64,6 @@ impl MigrationTrait for Tables {
         }
         Ok(())
     }
-}
-
-fn text(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).text().not_null().take()
-}
-
-fn integer(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).big_integer().not_null().take()
-}
-
-fn bytes(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).blob().not_null().take()
-}
-
-fn optional_text(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).text().null().take()
-}
-
-fn optional_integer(name: &'static str) -> ColumnDef {
-    ColumnDef::new(name).big_integer().null().take()
 }
 
 /// What is known of a product: a row to lock while its endpoints are counted, and its tombstone.

@@ -15,7 +15,11 @@ use prost::{
 };
 use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor};
 
-use crate::{contract::pool, error::Error, errors::v1::Reason};
+use crate::{
+    contract::{Contract, pool},
+    error::Error,
+    errors::v1::Reason,
+};
 
 /// How deep messages may nest before they are refused.
 const MAX_DEPTH: usize = 32;
@@ -41,7 +45,7 @@ struct FieldRule {
 #[derive(Clone, Debug)]
 enum ValueRule {
     Any,
-    Text { min: u64, max: u64, email: bool, words: Vec<String> },
+    Text { min: u64, max: u64, email: bool, words: Vec<String>, storable: bool },
     Integer { min: i64, max: i64 },
     Message(Arc<MessageRules>),
 }
@@ -157,12 +161,12 @@ impl FieldRule {
 
 impl ValueRule {
     fn fault_of_text(&self, text: &str, required: bool) -> Option<String> {
-        let Self::Text { min, max, email, words } = self else { return None };
+        let Self::Text { min, max, email, words, storable } = self else { return None };
         if required && text.is_empty() {
             // Said once, by the rule of presence.
             return None;
         }
-        if text.contains('\0') {
+        if *storable && text.contains('\0') {
             // PostgreSQL cannot store it, and nothing of ours means it.
             return Some("must not contain a NUL character".to_owned());
         }
@@ -216,10 +220,9 @@ fn garbled() -> Error {
 fn tables(pool: &DescriptorPool) -> HashMap<String, HashMap<String, Arc<MessageRules>>> {
     let mut tables: HashMap<String, HashMap<String, Arc<MessageRules>>> = HashMap::new();
     // Only requests are judged: what was stored under older rules must still be answered.
-    let requests =
-        pool.services().flat_map(|service| service.methods().map(|method| method.input()).collect::<Vec<_>>());
-    for message in requests.filter(|message| message.full_name().starts_with("paperkey.")) {
-        if let Some(rules) = rules_of(pool, &message, 0) {
+    for method in Contract::get().methods() {
+        let message = method.descriptor.input();
+        if let Some(rules) = rules_of(pool, &message, method.is_public(), 0) {
             tables
                 .entry(message.package_name().to_owned())
                 .or_default()
@@ -229,7 +232,14 @@ fn tables(pool: &DescriptorPool) -> HashMap<String, HashMap<String, Arc<MessageR
     tables
 }
 
-fn rules_of(pool: &DescriptorPool, message: &MessageDescriptor, depth: usize) -> Option<MessageRules> {
+/// The rules of a message. Of what people send, every text is judged, also without a rule of its own (see
+/// [`ValueRule::fault_of_text`]); what our own processes send must not be held up by one odd text in it.
+fn rules_of(
+    pool: &DescriptorPool,
+    message: &MessageDescriptor,
+    every_text: bool,
+    depth: usize,
+) -> Option<MessageRules> {
     let extension = pool.get_extension_by_name("buf.validate.field")?;
     let mut fields = Vec::new();
     for field in message.fields() {
@@ -238,24 +248,29 @@ fn rules_of(pool: &DescriptorPool, message: &MessageDescriptor, depth: usize) ->
         let declared = declared.as_message().filter(|_| options.has_extension(&extension));
         let nested = match field.kind() {
             Kind::Message(kind) if depth < MAX_DEPTH && kind.full_name().starts_with("paperkey.") => {
-                rules_of(pool, &kind, depth + 1)
+                rules_of(pool, &kind, every_text, depth + 1)
             }
             _ => None,
         };
-        // Every text is judged, also without a rule of its own: see `fault_of_text`.
-        if declared.is_some() || nested.is_some() || field.kind() == Kind::String {
-            fields.push(field_rule(&field, declared, nested));
+        let text = every_text && field.kind() == Kind::String;
+        if declared.is_some() || nested.is_some() || text {
+            fields.push(field_rule(&field, declared, nested, every_text));
         }
     }
     (!fields.is_empty()).then_some(MessageRules { fields })
 }
 
-fn field_rule(field: &FieldDescriptor, declared: Option<&DynamicMessage>, nested: Option<MessageRules>) -> FieldRule {
+fn field_rule(
+    field: &FieldDescriptor,
+    declared: Option<&DynamicMessage>,
+    nested: Option<MessageRules>,
+    every_text: bool,
+) -> FieldRule {
     let repeated = declared.and_then(|rules| message_of(rules, "repeated"));
     let items = repeated.as_ref().and_then(|rules| message_of(rules, "items"));
     let value = match nested {
         Some(rules) => ValueRule::Message(Arc::new(rules)),
-        None => value_rule(field, items.as_ref().or(declared)),
+        None => value_rule(field, items.as_ref().or(declared), every_text),
     };
     FieldRule {
         number: field.number(),
@@ -269,7 +284,7 @@ fn field_rule(field: &FieldDescriptor, declared: Option<&DynamicMessage>, nested
     }
 }
 
-fn value_rule(field: &FieldDescriptor, declared: Option<&DynamicMessage>) -> ValueRule {
+fn value_rule(field: &FieldDescriptor, declared: Option<&DynamicMessage>, storable: bool) -> ValueRule {
     match field.kind() {
         Kind::String => {
             let rules = declared.and_then(|rules| message_of(rules, "string"));
@@ -280,6 +295,7 @@ fn value_rule(field: &FieldDescriptor, declared: Option<&DynamicMessage>) -> Val
                 max: exact.or_else(|| rule("max_len")).unwrap_or(u64::MAX),
                 email: rules.as_ref().is_some_and(|rules| flag(rules, "email")),
                 words: rules.as_ref().map(|rules| texts(rules, "in")).unwrap_or_default(),
+                storable,
             }
         }
         kind @ (Kind::Int32 | Kind::Int64) => {

@@ -15,7 +15,7 @@ use paperkey_kit::{
     policy::Guarded,
     principal::{PRINCIPAL_HEADER, Signer},
     secrets::Keyring,
-    service::{Channels, ServiceDeps},
+    service::{Channels, Rpcs, ServiceDeps},
     shutdown::{self, ShutdownHandle},
     testing::TestDb,
     values::{struct_of, timestamp},
@@ -50,7 +50,6 @@ use tonic::{
     Request, Response, Status,
     body::Body,
     codegen::{Service, http},
-    service::Routes,
 };
 
 const START_MS: i64 = 1_798_675_200_000;
@@ -163,14 +162,14 @@ impl World {
         let asked = Arc::new(AtomicUsize::new(0));
         let (ears, events) = mpsc::unbounded_channel();
 
-        let guarded = |routes| Guarded::new(routes, signer.clone(), clock.clone());
+        let guarded = |rpcs| Guarded::new(rpcs, signer.clone(), clock.clone(), None);
         let mut channels = Channels::default();
-        for (name, routes) in [
-            ("catalog", Routes::new(CatalogServiceServer::new(OneProduct(Arc::clone(&asked))))),
-            ("webhook", Routes::new(IntakeServiceServer::new(Ears(ears)))),
+        for (name, rpcs) in [
+            ("catalog", Rpcs::new(CatalogServiceServer::new(OneProduct(Arc::clone(&asked))))),
+            ("webhook", Rpcs::new(IntakeServiceServer::new(Ears(ears)))),
         ] {
             let channel = Channel::local();
-            channel.bind(guarded(routes));
+            channel.bind(guarded(rpcs));
             channels.insert(name, channel);
         }
         let store = Store::new(database.clone(), &keys, clock.clone());
@@ -183,7 +182,7 @@ impl World {
         };
         let assembled = assemble_around(store.clone(), deps).unwrap();
         let channel = Channel::local();
-        channel.bind(guarded(assembled.routes));
+        channel.bind(guarded(assembled.rpcs));
         let (running, shutdown) = shutdown::channel();
         for worker in assembled.workers {
             tokio::spawn(worker.run(shutdown.clone()));
@@ -265,8 +264,8 @@ fn deactivation(key: &str, fingerprint: &str) -> DeactivateLicenseRequest {
     DeactivateLicenseRequest { license_key: key.into(), fingerprint: fingerprint.into() }
 }
 
-fn mask(paths: &[&str]) -> Option<FieldMask> {
-    Some(FieldMask { paths: paths.iter().map(ToString::to_string).collect() })
+fn mask(paths: &[&str]) -> FieldMask {
+    FieldMask { paths: paths.iter().map(ToString::to_string).collect() }
 }
 
 fn refused<T: std::fmt::Debug>(outcome: Result<T, Status>) -> Error {
@@ -279,6 +278,7 @@ fn reason<T: std::fmt::Debug>(outcome: Result<T, Status>) -> Reason {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_licence_lives_from_its_issue_to_its_end() {
+    const END: &str = "2026-12-31T00:01:00.000Z";
     let mut world = World::new().await;
     let license = world
         .issue(CreateLicenseRequest {
@@ -295,7 +295,6 @@ async fn a_licence_lives_from_its_issue_to_its_end() {
             "maxActivations": max, "expiresAt": expires_at, "metadata": {"plan": "pro"},
         })
     };
-    const END: &str = "2026-12-31T00:01:00.000Z";
     assert_eq!(world.event().await, ("license.created".into(), data("active", json!(1), END)));
 
     let valid = world.validate(&license.key.to_lowercase(), Some("fp")).await;
@@ -324,7 +323,7 @@ async fn a_licence_lives_from_its_issue_to_its_end() {
     let id = license.id.clone();
     let update = UpdateLicenseRequest {
         id: id.clone(),
-        update_mask: mask(&["max_activations"]),
+        update_mask: Some(mask(&["max_activations"])),
         ..UpdateLicenseRequest::default()
     };
     let updated = vendor.update_license(update).await.unwrap().into_inner().license.unwrap();
@@ -394,7 +393,8 @@ async fn a_mistyped_key_is_refused_with_what_was_meant() {
     for (key, hint) in [
         ("K7WX9-M3NP4-H8TRC-DK", "did you mean K7WX9-M3NP4-H8TRC-DJ?"),
         ("K7WX9-M3NP4-H8TRC-D", "17 characters"),
-        ("K7WX9-M3NP4-H8TRC-D\0", "no license key has"),
+        ("K7WX9-M3NP4-H8TRC-D*", "no license key has"),
+        ("K7WX9-M3NP4-H8TRC-D\0", "NUL"),
     ] {
         let refusals = [
             refused(app.validate_license(validation(key, None)).await),
@@ -427,7 +427,7 @@ async fn nonsense_is_refused_by_name() {
             refused(app.activate_license(activation(&license.key, fingerprint)).await),
             refused(app.deactivate_license(deactivation(&license.key, fingerprint)).await),
         ];
-        for refusal in refusals.iter().filter(|_| fingerprint != "a\0b" || fingerprint.len() == 3) {
+        for refusal in refusals {
             assert_eq!(refusal.violations()[0].field, "fingerprint");
         }
     }
@@ -447,7 +447,7 @@ async fn nonsense_is_refused_by_name() {
         (create(|r| r.expires_at = Some(timestamp(-1))), "expires_at"),
         (create(|r| r.client_id = Some("\0".into())), "client_id"),
         (create(|r| r.metadata = struct_of(&json!({"a": "x".repeat(20_000)}))), "metadata"),
-        (create(|r| r.field_mask = mask(&["team_id"])), "team_id"),
+        (create(|r| r.field_mask = Some(mask(&["team_id"]))), "team_id"),
     ] {
         let refusal = refused(vendor.create_license(request).await);
         assert_eq!(refusal.violations()[0].field, field);
@@ -460,7 +460,7 @@ async fn nonsense_is_refused_by_name() {
     assert_eq!(refused(vendor.list_licenses(unknown_status).await).violations()[0].field, "status");
     for id in ["", "\0", "lic_none", "'; DROP TABLE licenses --"] {
         let outcome = vendor.get_license(GetLicenseRequest { id: id.into() }).await;
-        let expected = if id.is_empty() { Reason::ValidationFailed } else { Reason::NotFound };
+        let expected = if ["", "\0"].contains(&id) { Reason::ValidationFailed } else { Reason::NotFound };
         assert_eq!(reason(outcome), expected, "{id:?}");
     }
 }
@@ -473,9 +473,9 @@ async fn a_creation_names_what_it_wants_and_one_without_names_has_one_slot() {
         async { world.issue(request).await.max_activations }
     };
     assert_eq!(slots(None, None).await, Some(1));
-    assert_eq!(slots(None, mask(&["product_id"])).await, Some(1));
-    assert_eq!(slots(None, mask(&["product_id", "max_activations"])).await, None);
-    assert_eq!(slots(Some(7), mask(&["max_activations"])).await, Some(7));
+    assert_eq!(slots(None, Some(mask(&["product_id"]))).await, Some(1));
+    assert_eq!(slots(None, Some(mask(&["product_id", "max_activations"]))).await, None);
+    assert_eq!(slots(Some(7), Some(mask(&["max_activations"]))).await, Some(7));
     assert_eq!(slots(Some(0), None).await, Some(0));
     assert_eq!(world.asked.load(Ordering::SeqCst), 1, "catalog is asked once");
 }

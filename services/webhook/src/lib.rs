@@ -73,15 +73,16 @@ pub fn assemble(deps: ServiceDeps, config: WebhookConfig) -> Result<Assembled, E
     let ServiceDeps { database, keys, clock, signer, channels } = deps;
     let catalog = channels.get("catalog")?.clone();
     let wake = Arc::new(Wake::default());
-    let schedule = Arc::new(Schedule::new(&config.retry_schedule_s));
-    let store = Store::new(database.clone(), &keys, clock.clone(), schedule, Arc::clone(&wake));
+    let (rules, pace) = (config.url_rules(), Pace::new(&config));
     let sender = Sender::new(&config, clock.clone())?;
+    let schedule = Arc::new(Schedule::new(config.retry_schedule_s));
+    let store = Store::new(database.clone(), &keys, clock.clone(), schedule, Arc::clone(&wake));
 
-    let webhooks = Webhooks::new(store.clone(), config.url_rules(), catalog, signer);
+    let webhooks = Webhooks::new(store.clone(), rules, catalog, signer);
     let rpcs = Rpcs::new(WebhookServiceServer::new(webhooks))
         .add_service(IntakeServiceServer::new(Intake::new(store.clone())));
 
-    let dispatcher = Dispatcher::new(store.clone(), sender, clock.clone(), wake, Pace::new(&config));
+    let dispatcher = Dispatcher::new(store.clone(), sender, clock.clone(), wake, pace);
     let workers = vec![
         Worker::new("webhook dispatcher", move |shutdown| dispatcher.run(shutdown)),
         Worker::new("webhook housekeeping", move |shutdown| housekeeping::run(store, database, clock, shutdown)),

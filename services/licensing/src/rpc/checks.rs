@@ -13,11 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::{count, status, time};
 use crate::{
-    domain::{
-        Fault,
-        license::{Verdict, printable},
-        license_key::LicenseKey,
-    },
+    domain::{Fault, license::Verdict, license_key::LicenseKey},
     store::{Act, Store, TenantStore},
 };
 
@@ -59,7 +55,6 @@ impl LicenseCheckService for Checks {
     ) -> Result<Response<ValidateLicenseResponse>, Status> {
         let (_, store, request) = self.of(request)?;
         let key = key(&request.license_key)?;
-        printable("fingerprint", request.fingerprint.as_deref())?;
         let Some(license) = store.find(&key).await.map_err(Error::from)? else {
             let code = ValidationCode::NotFound.into();
             return Ok(Response::new(ValidateLicenseResponse { valid: false, code, license: None }));
@@ -97,8 +92,6 @@ impl LicenseCheckService for Checks {
     ) -> Result<Response<ActivateLicenseResponse>, Status> {
         let (caller, store, request) = self.of(request)?;
         let key = key(&request.license_key)?;
-        printable("fingerprint", Some(&request.fingerprint))?;
-        printable("name", request.name.as_deref())?;
         let act = Act::by(&caller, ACTIVATE);
         let activated = store.activate(key, request.fingerprint, request.name, act).await;
         let (activation, remaining) = activated.map_err(Error::from)?;
@@ -120,7 +113,6 @@ impl LicenseCheckService for Checks {
     ) -> Result<Response<DeactivateLicenseResponse>, Status> {
         let (caller, store, request) = self.of(request)?;
         let key = key(&request.license_key)?;
-        printable("fingerprint", Some(&request.fingerprint))?;
         let act = Act::by(&caller, DEACTIVATE);
         let remaining = store.deactivate(key, request.fingerprint, act).await.map_err(Error::from)?;
         Ok(Response::new(DeactivateLicenseResponse { success: true, activations_remaining: remaining.map(count) }))

@@ -42,8 +42,10 @@ mod entity {
 
 pub(super) use entity::{Column, Entity, Model};
 
-/// Revoked and expired licences activate nothing; `{n}` is bound to the present.
-const USABLE: &str = "revoked_at_ms IS NULL AND (expires_at_ms IS NULL OR expires_at_ms > ";
+/// Whether a licence activates anything, by the time that is bound at that place.
+fn usable(now: usize) -> String {
+    format!("revoked_at_ms IS NULL AND (expires_at_ms IS NULL OR expires_at_ms > ${now})")
+}
 
 impl From<Model> for Activation {
     fn from(row: Model) -> Self {
@@ -195,12 +197,11 @@ impl Attempt {
     /// Refreshes the activation if there is one and the licence is usable.
     async fn refresh(&self, tx: &Tx) -> Result<Option<Activated>, Failure> {
         let (reach, scope) = self.store.reach(5);
-        let now_at = 5 + scope.len() + 1;
-        let id_at = now_at + 1;
+        let (usable, id_at) = (usable(5 + scope.len() + 1), 5 + scope.len() + 2);
         let sql = format!(
             "UPDATE activations SET last_check_at_ms = $1, name = COALESCE($2, name) \
              WHERE license_id = $3 AND fingerprint = $4 AND EXISTS \
-             (SELECT 1 FROM licenses WHERE id = $5 AND {reach} AND {USABLE}${now_at})) \
+             (SELECT 1 FROM licenses WHERE id = $5 AND {reach} AND {usable}) \
              RETURNING id, license_id, fingerprint, name, created_at_ms, last_check_at_ms, \
              (SELECT max_activations - activations_count FROM licenses WHERE id = ${id_at}) AS remaining"
         );
@@ -220,13 +221,12 @@ impl Attempt {
     }
 
     /// Takes a slot, and says how many are left; `None` where none was free or the licence is not usable.
-    #[expect(clippy::option_option, reason = "no slot, and a slot of unlimited ones, are two things")]
     async fn take_slot(&self, tx: &Tx) -> Result<Option<Option<i64>>, Failure> {
         let (reach, scope) = self.store.reach(1);
-        let now_at = 1 + scope.len() + 1;
+        let usable = usable(1 + scope.len() + 1);
         let sql = format!(
             "UPDATE licenses SET activations_count = activations_count + 1 \
-             WHERE id = $1 AND {reach} AND {USABLE}${now_at}) \
+             WHERE id = $1 AND {reach} AND {usable} \
              AND (max_activations IS NULL OR activations_count < max_activations) \
              RETURNING max_activations, activations_count"
         );

@@ -262,13 +262,12 @@ impl Lookups {
     async fn poll(&self, feed: &Feed, database: &Database) -> Result<(), DbError> {
         let mut known = feed.seq.lock().await;
         let began_ms = feed.since_start_ms();
-        let mut seq = match *known {
-            Some(seq) => seq,
-            None => {
-                let latest_seq = changes::latest_seq(database).await?;
-                self.epochs.bump_all();
-                latest_seq
-            }
+        let mut seq = if let Some(seq) = *known {
+            seq
+        } else {
+            let latest_seq = changes::latest_seq(database).await?;
+            self.epochs.bump_all();
+            latest_seq
         };
         loop {
             let more = match changes::changes_since(database, seq).await? {

@@ -116,12 +116,15 @@ impl TenantStore {
 
     /// What every statement about a licence of this store says of it, after `first` bound values.
     fn reach(&self, first: usize) -> (String, Vec<Value>) {
-        let mut sql = format!("team_id = ${} AND mode = ${}", first + 1, first + 2);
+        let (team, mode, product) = (first + 1, first + 2, first + 3);
         let mut values = vec![self.tenant.team_id.clone().into(), self.tenant.mode_word().into()];
-        if let Some(product_id) = &self.product_id {
-            sql.push_str(&format!(" AND product_id = ${}", first + 3));
-            values.push(product_id.clone().into());
-        }
+        let sql = match &self.product_id {
+            None => format!("team_id = ${team} AND mode = ${mode}"),
+            Some(product_id) => {
+                values.push(product_id.clone().into());
+                format!("team_id = ${team} AND mode = ${mode} AND product_id = ${product}")
+            }
+        };
         (sql, values)
     }
 }

@@ -13,9 +13,9 @@ pub(crate) struct Schedule(Vec<i64>);
 
 impl Schedule {
     /// The waits before the first attempt, the second and so on, in seconds. There is always a first one.
-    pub(crate) fn new(waits_s: &[u64]) -> Self {
+    pub(crate) fn new(waits_s: Vec<u64>) -> Self {
         let mut waits: Vec<i64> =
-            waits_s.iter().map(|wait_s| i64::try_from(*wait_s).unwrap_or(i64::MAX).saturating_mul(1_000)).collect();
+            waits_s.into_iter().map(|wait_s| i64::try_from(wait_s).unwrap_or(i64::MAX).saturating_mul(1_000)).collect();
         if waits.is_empty() {
             waits.push(0);
         }
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn waits_stray_by_a_fifth_at_most() {
-        let schedule = Schedule::new(&[0, 5, 300]);
+        let schedule = Schedule::new(vec![0, 5, 300]);
         assert_eq!(schedule.first_ms(), 0);
         assert_eq!(schedule.next_ms(1, 0.0, None), Some(4_000));
         assert_eq!(schedule.next_ms(1, 0.5, None), Some(5_000));
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_receiver_may_ask_for_a_longer_wait_but_not_for_a_shorter_or_endless_one() {
-        let schedule = Schedule::new(&[0, 5]);
+        let schedule = Schedule::new(vec![0, 5]);
         assert_eq!(schedule.next_ms(1, 0.5, Some(60_000)), Some(60_000));
         assert_eq!(schedule.next_ms(1, 0.5, Some(1)), Some(5_000));
         assert_eq!(schedule.next_ms(1, 0.5, Some(i64::MAX)), Some(MAX_RETRY_AFTER_MS));
@@ -90,8 +90,8 @@ mod tests {
 
     #[test]
     fn a_schedule_has_at_least_one_attempt_and_survives_absurd_waits() {
-        assert_eq!(Schedule::new(&[]).first_ms(), 0);
-        assert_eq!(Schedule::new(&[0, u64::MAX]).next_ms(1, 1.0, None), Some(i64::MAX));
-        assert_eq!(Schedule::new(&[0]).next_ms(-1, 1.0, None), None);
+        assert_eq!(Schedule::new(vec![]).first_ms(), 0);
+        assert_eq!(Schedule::new(vec![0, u64::MAX]).next_ms(1, 1.0, None), Some(i64::MAX));
+        assert_eq!(Schedule::new(vec![0]).next_ms(-1, 1.0, None), None);
     }
 }

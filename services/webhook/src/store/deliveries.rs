@@ -15,7 +15,7 @@ use crate::domain::{
 const VISIBLE: u64 = 100;
 
 mod entity {
-    #![expect(unreachable_pub, missing_docs, reason = "the macros of sea-orm make public items")]
+    #![expect(unreachable_pub, reason = "the macros of sea-orm make public items")]
     use sea_orm::entity::prelude::*;
 
     #[derive(Clone, Debug, DeriveEntityModel)]
@@ -48,7 +48,7 @@ mod entity {
 }
 
 mod attempts {
-    #![expect(unreachable_pub, missing_docs, reason = "the macros of sea-orm make public items")]
+    #![expect(unreachable_pub, reason = "the macros of sea-orm make public items")]
     use sea_orm::entity::prelude::*;
 
     #[derive(Clone, Debug, DeriveEntityModel)]

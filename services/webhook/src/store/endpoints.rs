@@ -19,7 +19,7 @@ use crate::domain::{
 };
 
 pub(super) mod entity {
-    #![expect(unreachable_pub, missing_docs, reason = "the macros of sea-orm make public items")]
+    #![expect(unreachable_pub, reason = "the macros of sea-orm make public items")]
     use sea_orm::entity::prelude::*;
 
     #[derive(Clone, Debug, DeriveEntityModel)]

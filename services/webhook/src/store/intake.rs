@@ -94,9 +94,10 @@ impl TenantStore {
             {
                 continue;
             }
-            match event::body(&event.id, &event.topic, event.created_at_ms, &event.data_json) {
-                Some(body) => kept.push((event, body)),
-                None => tracing::error!(event = event.id, topic = event.topic, "the data of an event is not JSON"),
+            if let Some(body) = event::body(&event.id, &event.topic, event.created_at_ms, &event.data_json) {
+                kept.push((event, body));
+            } else {
+                tracing::error!(event = event.id, topic = event.topic, "the data of an event is not JSON");
             }
         }
         let new = self.keep_events(tx, &kept, now_ms).await?;

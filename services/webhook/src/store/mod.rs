@@ -11,6 +11,8 @@ pub(crate) mod dispatch;
 mod endpoints;
 pub(crate) mod housekeeping;
 mod intake;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -1,0 +1,532 @@
+//! The service as its callers meet it, on both engines: assembled, behind its policy, with the others played by the
+//! test.
+
+use std::task::{Context, Poll};
+
+use paperkey_kit::{
+    channel::Channel,
+    clock::{Clock, ManualClock},
+    db::{Database, DbError},
+    policy::Guarded,
+    principal::{Caller, PRINCIPAL_HEADER, Signer},
+    secrets::Keyring,
+    service::{Channels, Rpcs, ServiceDeps},
+    shutdown::{self, ShutdownHandle},
+    store_suite,
+    values::{struct_of, timestamp},
+};
+use paperkey_proto::{
+    Error,
+    auth::v1::{
+        self as auth, ProductApiKey, credential_service_server as credentials, intake_service_server as auth_intake,
+    },
+    catalog::v1::{
+        CreateProductRequest, CreateProductResponse, DeleteProductRequest, GetProductRequest, ListProductsRequest,
+        Price, Product, UpdateProductRequest, catalog_service_client::CatalogServiceClient,
+    },
+    errors::v1::Reason,
+    events::v1::Event,
+    licensing::v1::{self as licensing, intake_service_server as licensing_intake},
+    options::v1::{Caller as Kind, Scope},
+    principal::v1::{Mode, Principal, Role},
+    webhook::v1::{self as webhook, intake_service_server as webhook_intake},
+};
+use prost_types::FieldMask;
+use sea_orm::{ConnectionTrait as _, Statement};
+use serde_json::json;
+use tokio::{sync::mpsc, task::JoinSet};
+use tonic::{
+    Request, Response, Status,
+    body::Body,
+    codegen::{Service, http},
+};
+
+const START_MS: i64 = 1_798_675_200_000;
+
+store_suite! {
+    paperkey_migrations::catalog::Migrator;
+    a_product_is_created_with_its_first_key_pair,
+    no_product_without_its_keys,
+    what_a_product_cannot_be_is_refused_by_name,
+    a_patch_sets_clears_merges_and_leaves,
+    what_cannot_be_cleared_is_not,
+    merges_of_metadata_follow_each_other,
+    products_are_listed_newest_first_and_in_pages,
+    a_deleted_product_is_gone_and_all_keepers_are_told,
+    deleting_twice_at_once_is_told_once,
+    another_team_or_mode_meets_only_absence,
+    a_process_reads_for_the_tenant_that_it_names_and_keys_of_products_do_not_get_in,
+}
+
+/// A client's way to the service, which signs as the gateway would.
+#[derive(Clone)]
+struct As {
+    channel: Channel,
+    signer: Signer,
+    principal: Principal,
+}
+
+impl Service<http::Request<Body>> for As {
+    type Response = http::Response<Body>;
+    type Error = Status;
+    type Future = <Channel as Service<http::Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.channel.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let assertion = self.signer.sign(Some(&self.principal), request.uri().path(), "req_1");
+        request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
+        self.channel.call(request)
+    }
+}
+
+/// Those who keep something of a product, each under its name.
+#[derive(Clone)]
+struct Keeper(&'static str, mpsc::UnboundedSender<(&'static str, Event)>);
+
+impl Keeper {
+    fn take(&self, events: Vec<Event>) {
+        for event in events {
+            let _ = self.1.send((self.0, event));
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl auth_intake::IntakeService for Keeper {
+    async fn ingest_events(
+        &self,
+        request: Request<auth::IngestEventsRequest>,
+    ) -> Result<Response<auth::IngestEventsResponse>, Status> {
+        self.take(request.into_inner().events);
+        Ok(Response::new(auth::IngestEventsResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl licensing_intake::IntakeService for Keeper {
+    async fn ingest_events(
+        &self,
+        request: Request<licensing::IngestEventsRequest>,
+    ) -> Result<Response<licensing::IngestEventsResponse>, Status> {
+        self.take(request.into_inner().events);
+        Ok(Response::new(licensing::IngestEventsResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl webhook_intake::IntakeService for Keeper {
+    async fn ingest_events(
+        &self,
+        request: Request<webhook::IngestEventsRequest>,
+    ) -> Result<Response<webhook::IngestEventsResponse>, Status> {
+        self.take(request.into_inner().events);
+        Ok(Response::new(webhook::IngestEventsResponse {}))
+    }
+}
+
+/// Makes key pairs, except for the team that is out of luck.
+struct Keys;
+
+#[tonic::async_trait]
+impl credentials::CredentialService for Keys {
+    async fn provision_product(
+        &self,
+        request: Request<auth::ProvisionProductRequest>,
+    ) -> Result<Response<auth::ProvisionProductResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        assert_eq!((caller.principal.id.as_str(), caller.request_id.as_str()), ("catalog", "req_1"));
+        assert_eq!((&request.team_id, request.mode()), (&caller.principal.team_id, caller.principal.mode()));
+        if request.team_id == "team_unlucky" {
+            return Err(Error::unavailable("the store of keys is down").into());
+        }
+        Ok(Response::new(auth::ProvisionProductResponse {
+            api_key: Some(ProductApiKey { id: format!("key_of_{}", request.product_id), ..ProductApiKey::default() }),
+            secret_key: "sk_secret".into(),
+        }))
+    }
+
+    async fn authenticate(
+        &self,
+        _: Request<auth::AuthenticateRequest>,
+    ) -> Result<Response<auth::AuthenticateResponse>, Status> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn list_changes(
+        &self,
+        _: Request<auth::ListChangesRequest>,
+    ) -> Result<Response<auth::ListChangesResponse>, Status> {
+        Err(Status::unimplemented("not played"))
+    }
+}
+
+struct World {
+    database: Database,
+    hand: ManualClock,
+    signer: Signer,
+    channel: Channel,
+    events: mpsc::UnboundedReceiver<(&'static str, Event)>,
+    running: ShutdownHandle,
+    workers: JoinSet<()>,
+}
+
+impl World {
+    fn new(database: Database) -> Self {
+        let (clock, hand) = Clock::manual(START_MS);
+        let keys = Keyring::for_tests();
+        let signer = Signer::new(&keys, clock.clone());
+        let (sender, events) = mpsc::unbounded_channel();
+        let guarded = |rpcs| Guarded::new(rpcs, signer.clone(), clock.clone(), None);
+        let keeper = |name| Keeper(name, sender.clone());
+        let mut channels = Channels::default();
+        for (name, rpcs) in [
+            (
+                "auth",
+                Rpcs::new(credentials::CredentialServiceServer::new(Keys))
+                    .add_service(auth_intake::IntakeServiceServer::new(keeper("auth"))),
+            ),
+            ("licensing", Rpcs::new(licensing_intake::IntakeServiceServer::new(keeper("licensing")))),
+            ("webhook", Rpcs::new(webhook_intake::IntakeServiceServer::new(keeper("webhook")))),
+        ] {
+            let channel = Channel::local();
+            channel.bind(guarded(rpcs));
+            channels.insert(name, channel);
+        }
+        let (database_of_deps, signer_of_deps) = (database.clone(), signer.clone());
+        let deps = ServiceDeps {
+            database: database_of_deps,
+            keys: keys.clone(),
+            clock: clock.clone(),
+            signer: signer_of_deps,
+            channels,
+        };
+        let assembled = paperkey_catalog::assemble(deps).unwrap();
+        let channel = Channel::local();
+        channel.bind(guarded(assembled.rpcs));
+        let (running, shutdown) = shutdown::channel();
+        let mut workers = JoinSet::new();
+        for worker in assembled.workers {
+            workers.spawn(worker.run(shutdown.clone()));
+        }
+        Self { database, hand, signer, channel, events, running, workers }
+    }
+
+    fn by(&self, principal: Principal) -> CatalogServiceClient<As> {
+        let (channel, signer) = (self.channel.clone(), self.signer.clone());
+        CatalogServiceClient::new(As { channel, signer, principal })
+    }
+
+    async fn create(&self, request: CreateProductRequest) -> Product {
+        self.by(owner()).create_product(request).await.unwrap().into_inner().product.unwrap()
+    }
+
+    async fn update(&self, request: UpdateProductRequest) -> Product {
+        self.by(owner()).update_product(request).await.unwrap().into_inner().product.unwrap()
+    }
+
+    async fn get(&self, id: &str) -> Result<Product, Status> {
+        let answer = self.by(owner()).get_product(GetProductRequest { id: id.into() }).await?;
+        Ok(answer.into_inner().product.unwrap())
+    }
+
+    async fn count(&self, sql: &'static str) -> i64 {
+        let job = self.database.read(move |reader| async move {
+            let statement = Statement::from_string(reader.get_database_backend(), sql);
+            let row = reader.query_one_raw(statement).await?.unwrap();
+            Ok::<_, DbError>(row.try_get("", "n")?)
+        });
+        job.await.unwrap()
+    }
+
+    /// The workers let go of the database before it is removed.
+    async fn end(mut self) {
+        self.running.shut_down();
+        while self.workers.join_next().await.is_some() {}
+    }
+}
+
+fn owner() -> Principal {
+    Principal {
+        kind: Kind::Account.into(),
+        id: "usr_1".into(),
+        team_id: "team_1".into(),
+        mode: Mode::Live.into(),
+        role: Role::Owner.into(),
+        ..Principal::default()
+    }
+}
+
+fn named(name: &str) -> CreateProductRequest {
+    CreateProductRequest { name: name.into(), ..CreateProductRequest::default() }
+}
+
+fn price(amount: i64, currency: &str) -> Price {
+    Price { amount, currency: currency.into() }
+}
+
+fn mask(paths: &[&str]) -> FieldMask {
+    FieldMask { paths: paths.iter().map(ToString::to_string).collect() }
+}
+
+fn refused<T: std::fmt::Debug>(outcome: Result<T, Status>) -> Error {
+    Error::from_status(&outcome.unwrap_err())
+}
+
+fn reason<T: std::fmt::Debug>(outcome: Result<T, Status>) -> Reason {
+    refused(outcome).reason()
+}
+
+async fn a_product_is_created_with_its_first_key_pair(database: Database) {
+    let world = World::new(database);
+    let request = CreateProductRequest {
+        description: Some("Edits".into()),
+        sku: Some("E-1".into()),
+        price: Some(price(4_900, "EUR")),
+        unit: Some("seat".into()),
+        metadata: struct_of(&json!({"a": [1, null, {"b": "ü\u{0}"}]})),
+        ..named("Editor")
+    };
+    let answer: CreateProductResponse = world.by(owner()).create_product(request.clone()).await.unwrap().into_inner();
+    let (product, pair) = (answer.product.unwrap(), answer.api_key.unwrap());
+    assert!(product.id.starts_with("prod_"));
+    assert_eq!(pair.secret_key, "sk_secret");
+    assert_eq!(pair.api_key.unwrap().id, format!("key_of_{}", product.id));
+    let expected = Product {
+        id: product.id.clone(),
+        name: "Editor".into(),
+        description: request.description,
+        sku: request.sku,
+        price: request.price,
+        unit: request.unit,
+        active: true,
+        metadata: request.metadata,
+        created_at: Some(timestamp(START_MS)),
+        updated_at: Some(timestamp(START_MS)),
+    };
+    assert_eq!(product, expected);
+    assert_eq!(world.get(&product.id).await.unwrap(), expected);
+    let idle = world.create(CreateProductRequest { active: Some(false), ..named("Idle") }).await;
+    assert_eq!((idle.active, idle.price, idle.metadata), (false, None, None));
+    assert_eq!(world.count("SELECT COUNT(*) AS n FROM audit_entries").await, 2);
+    world.end().await;
+}
+
+async fn no_product_without_its_keys(database: Database) {
+    let world = World::new(database);
+    let unlucky = Principal { team_id: "team_unlucky".into(), ..owner() };
+    assert_eq!(reason(world.by(unlucky).create_product(named("Editor")).await), Reason::Unavailable);
+    assert_eq!(world.count("SELECT COUNT(*) AS n FROM products").await, 0);
+    world.end().await;
+}
+
+async fn what_a_product_cannot_be_is_refused_by_name(database: Database) {
+    let world = World::new(database);
+    for (request, field) in [
+        (named(""), "name"),
+        (named("  "), "name"),
+        (named("a\0b"), "name"),
+        (named(&"x".repeat(101)), "name"),
+        (CreateProductRequest { price: Some(price(-1, "EUR")), ..named("a") }, "price.amount"),
+        (CreateProductRequest { price: Some(price(1, "eur")), ..named("a") }, "price.currency"),
+        (CreateProductRequest { price: Some(price(1, "E1R")), ..named("a") }, "price.currency"),
+        (CreateProductRequest { price: Some(price(1, "EURO")), ..named("a") }, "price.currency"),
+        (CreateProductRequest { price: Some(price(1, "")), ..named("a") }, "price.currency"),
+        (CreateProductRequest { unit: Some("x".repeat(51)), ..named("a") }, "unit"),
+        (CreateProductRequest { metadata: struct_of(&json!({"a": "x".repeat(20_000)})), ..named("a") }, "metadata"),
+    ] {
+        let refusal = refused(world.by(owner()).create_product(request).await);
+        assert_eq!((refusal.reason(), refusal.violations()[0].field.as_str()), (Reason::ValidationFailed, field));
+    }
+    for id in ["prod_none", "'; DROP TABLE products --", "🦀"] {
+        assert_eq!(reason(world.get(id).await), Reason::NotFound, "{id}");
+    }
+    assert_eq!(world.count("SELECT COUNT(*) AS n FROM products").await, 0);
+    world.end().await;
+}
+
+async fn a_patch_sets_clears_merges_and_leaves(database: Database) {
+    let world = World::new(database);
+    let before = world
+        .create(CreateProductRequest {
+            description: Some("Edits".into()),
+            price: Some(price(1, "EUR")),
+            metadata: struct_of(&json!({"a": 1, "b": {"c": 2}})),
+            ..named("Editor")
+        })
+        .await;
+    world.hand.advance_ms(5);
+    let after = world
+        .update(UpdateProductRequest {
+            id: before.id.clone(),
+            sku: Some("E-1".into()),
+            active: Some(false),
+            metadata: struct_of(&json!({"a": null, "b": {"d": 3}})),
+            update_mask: Some(mask(&["id", "description", "sku", "price", "active", "metadata"])),
+            ..UpdateProductRequest::default()
+        })
+        .await;
+    let expected = Product {
+        description: None,
+        price: None,
+        sku: Some("E-1".into()),
+        active: false,
+        metadata: struct_of(&json!({"b": {"c": 2, "d": 3}})),
+        updated_at: Some(timestamp(START_MS + 5)),
+        ..before
+    };
+    assert_eq!(after, expected);
+    assert_eq!(world.get(&after.id).await.unwrap(), expected);
+
+    world.hand.advance_ms(5);
+    let nothing = UpdateProductRequest { id: after.id.clone(), update_mask: Some(mask(&[])), ..Default::default() };
+    assert_eq!(world.update(nothing).await, expected, "nothing named, nothing changed");
+    let cleared =
+        UpdateProductRequest { id: after.id.clone(), update_mask: Some(mask(&["metadata"])), ..Default::default() };
+    assert_eq!(world.update(cleared).await.metadata, None);
+    let unmasked = UpdateProductRequest { id: after.id, name: Some("Pro".into()), ..Default::default() };
+    assert_eq!(world.update(unmasked).await.name, "Pro");
+    world.end().await;
+}
+
+async fn what_cannot_be_cleared_is_not(database: Database) {
+    let world = World::new(database);
+    let product = world.create(named("Editor")).await;
+    for (paths, field) in [(["name"], "name"), (["active"], "active"), (["created_at"], "created_at")] {
+        let request =
+            UpdateProductRequest { id: product.id.clone(), update_mask: Some(mask(&paths)), ..Default::default() };
+        let refusal = refused(world.by(owner()).update_product(request).await);
+        assert_eq!((refusal.reason(), refusal.violations()[0].field.as_str()), (Reason::ValidationFailed, field));
+    }
+    let foreign = UpdateProductRequest { id: product.id.clone(), price: Some(price(1, "e€")), ..Default::default() };
+    assert_eq!(reason(world.by(owner()).update_product(foreign).await), Reason::ValidationFailed);
+    assert_eq!(world.get(&product.id).await.unwrap(), product);
+    world.end().await;
+}
+
+async fn merges_of_metadata_follow_each_other(database: Database) {
+    let world = World::new(database);
+    let product = world.create(named("Editor")).await;
+    let mut calls = JoinSet::new();
+    for number in 0..20 {
+        let mut client = world.by(owner());
+        let metadata = struct_of(&json!({format!("m{number}"): number}));
+        let request = UpdateProductRequest { id: product.id.clone(), metadata, ..Default::default() };
+        calls.spawn(async move { client.update_product(request).await.map(drop) });
+    }
+    assert!(calls.join_all().await.iter().all(Result::is_ok));
+    assert_eq!(world.get(&product.id).await.unwrap().metadata.unwrap().fields.len(), 20);
+    world.end().await;
+}
+
+async fn products_are_listed_newest_first_and_in_pages(database: Database) {
+    let world = World::new(database);
+    for name in ["a", "b", "c", "d", "e"] {
+        world.hand.advance_ms(1);
+        world.create(named(name)).await;
+    }
+    let mut pages = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListProductsRequest { page_size: Some(2), page_token };
+        let answer = world.by(owner()).list_products(request).await.unwrap().into_inner();
+        pages.push(answer.products.into_iter().map(|product| product.name).collect::<String>());
+        let Some(next) = answer.next_page_token else { break };
+        page_token = next;
+    }
+    assert_eq!(pages, ["ed", "cb", "a"]);
+    for (page_size, page_token) in [(Some(0), ""), (Some(-3), ""), (None, "nonsense!")] {
+        let request = ListProductsRequest { page_size, page_token: page_token.into() };
+        assert_eq!(reason(world.by(owner()).list_products(request).await), Reason::ValidationFailed);
+    }
+    world.end().await;
+}
+
+async fn a_deleted_product_is_gone_and_all_keepers_are_told(database: Database) {
+    let mut world = World::new(database);
+    let product = world.create(named("Editor")).await;
+    let delete = DeleteProductRequest { id: product.id.clone() };
+    world.by(owner()).delete_product(delete.clone()).await.unwrap();
+    assert_eq!(reason(world.get(&product.id).await), Reason::NotFound);
+    assert_eq!(reason(world.by(owner()).delete_product(delete).await), Reason::NotFound);
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        let (keeper, event) = world.events.recv().await.unwrap();
+        assert_eq!((event.topic.as_str(), event.product_id.as_str()), ("product.deleted", product.id.as_str()));
+        assert_eq!((event.team_id.as_str(), event.mode()), ("team_1", Mode::Live));
+        told.push(keeper);
+    }
+    told.sort_unstable();
+    assert_eq!(told, ["auth", "licensing", "webhook"]);
+    world.end().await;
+}
+
+async fn deleting_twice_at_once_is_told_once(database: Database) {
+    let mut world = World::new(database);
+    let product = world.create(named("Editor")).await;
+    let mut calls = JoinSet::new();
+    for _ in 0..10 {
+        let (mut client, id) = (world.by(owner()), product.id.clone());
+        calls.spawn(async move { client.delete_product(DeleteProductRequest { id }).await.is_ok() });
+    }
+    assert_eq!(calls.join_all().await.into_iter().filter(|deleted| *deleted).count(), 1);
+    for _ in 0..3 {
+        world.events.recv().await.unwrap();
+    }
+    assert_eq!(world.count("SELECT COUNT(*) AS n FROM audit_entries").await, 2);
+    assert!(world.events.try_recv().is_err());
+    world.end().await;
+}
+
+async fn another_team_or_mode_meets_only_absence(database: Database) {
+    let world = World::new(database);
+    let product = world.create(named("Editor")).await;
+    let id = || product.id.clone();
+    let strangers =
+        [Principal { team_id: "team_2".into(), ..owner() }, Principal { mode: Mode::Test.into(), ..owner() }];
+    for stranger in strangers {
+        let mut client = world.by(stranger);
+        let update = UpdateProductRequest { id: id(), name: Some("Mine".into()), ..Default::default() };
+        let reasons = [
+            reason(client.get_product(GetProductRequest { id: id() }).await),
+            reason(client.update_product(update).await),
+            reason(client.delete_product(DeleteProductRequest { id: id() }).await),
+        ];
+        assert_eq!(reasons, [Reason::NotFound; 3]);
+        let listed = client.list_products(ListProductsRequest::default()).await.unwrap().into_inner();
+        assert!(listed.products.is_empty());
+    }
+    let nobody = Principal { team_id: String::new(), ..owner() };
+    assert_eq!(reason(world.by(nobody).list_products(ListProductsRequest::default()).await), Reason::NotFound);
+    assert_eq!(world.get(&product.id).await.unwrap(), product);
+    world.end().await;
+}
+
+async fn a_process_reads_for_the_tenant_that_it_names_and_keys_of_products_do_not_get_in(database: Database) {
+    let world = World::new(database);
+    let product = world.create(named("Editor")).await;
+    let process = |team: &str| Principal {
+        kind: Kind::Service.into(),
+        id: "licensing".into(),
+        team_id: team.into(),
+        mode: Mode::Live.into(),
+        ..Principal::default()
+    };
+    let get = GetProductRequest { id: product.id.clone() };
+    let read = world.by(process("team_1")).get_product(get.clone()).await.unwrap().into_inner();
+    assert_eq!(read.product, Some(product.clone()));
+    assert_eq!(reason(world.by(process("team_2")).get_product(get.clone()).await), Reason::NotFound);
+    let delete = DeleteProductRequest { id: product.id.clone() };
+    assert_eq!(reason(world.by(process("team_1")).delete_product(delete).await), Reason::ScopeInsufficient);
+    let secret_key = Principal {
+        kind: Kind::ProductSecretKey.into(),
+        product_id: product.id,
+        scopes: vec![Scope::ProductsRead.into()],
+        ..owner()
+    };
+    assert_eq!(reason(world.by(secret_key).get_product(get).await), Reason::ScopeInsufficient);
+    world.end().await;
+}

@@ -1,0 +1,495 @@
+//! The store by itself, on both engines: what depends on the order of transactions, and on time.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+
+use paperkey_kit::{
+    clock::{Clock, ManualClock},
+    db::{Database, DbError},
+    ids::new_id,
+    principal::Tenant,
+    secrets::Keyring,
+    store_suite,
+    values::Page,
+};
+use paperkey_proto::{events::v1::Event, principal::v1::Mode};
+use sea_orm::ConnectionTrait as _;
+
+use super::{
+    Act, Failure, Store, TenantStore,
+    dispatch::{Claimed, Haul, LANES_A_LOOK, Outcome, Want},
+    sql,
+};
+use crate::{
+    domain::{
+        Fault,
+        attempt::{Attempt, AttemptFault},
+        delivery::DeliveryStatus,
+        endpoint::{Changes, Endpoint, Status},
+        schedule::Schedule,
+    },
+    wake::Wake,
+};
+
+store_suite! {
+    paperkey_migrations::webhook::Migrator;
+    a_claim_is_held_by_one_and_runs_out,
+    a_delivery_is_claimed_once_however_many_try,
+    an_outcome_counts_only_under_its_claim,
+    a_claim_that_was_given_back_is_due_again,
+    the_tenth_failure_pauses_once_however_they_come_together,
+    a_success_ends_a_row_of_failures,
+    what_is_paused_is_not_found_and_not_claimed,
+    resuming_makes_due_what_was_held_and_leaves_what_is_under_way,
+    a_look_finds_every_endpoint_once_however_long_its_queue,
+    a_look_ends_and_the_next_goes_on,
+    no_more_than_twenty_endpoints_however_they_are_made,
+    a_product_cannot_get_an_endpoint_after_its_end_however_they_race,
+    nothing_is_left_of_an_endpoint_that_goes_while_events_come,
+    nothing_of_another_team_or_mode_is_there,
+    a_hundred_deliveries_are_listed,
+    what_is_old_goes_and_what_is_not_stays,
+    what_is_sealed_is_sealed,
+}
+
+const START_MS: i64 = 1_798_675_200_000;
+const DAY_MS: i64 = 24 * 3_600 * 1_000;
+const CREATED: &str = "license.created";
+
+struct World {
+    store: Store,
+    tenant: TenantStore,
+    hand: ManualClock,
+    clock: Clock,
+}
+
+impl World {
+    fn new(database: Database, waits_s: Vec<u64>) -> Self {
+        let (clock, hand) = Clock::manual(START_MS);
+        let schedule = Arc::new(Schedule::new(waits_s));
+        let store = Store::new(database, &Keyring::for_tests(), clock.clone(), schedule, Arc::new(Wake::default()));
+        Self { tenant: store.of(tenant("team_1", Mode::Live)), store, hand, clock }
+    }
+
+    async fn endpoint(&self, product: &str) -> Endpoint {
+        let (url, events) = ("https://example.com/".to_owned(), vec![CREATED.to_owned()]);
+        self.tenant.create_endpoint(product.into(), url, events, act()).await.unwrap().0
+    }
+
+    fn events(&self, product: &str, count: usize) -> Vec<Event> {
+        let event = |_| Event {
+            id: new_id("evt", &self.clock),
+            topic: CREATED.into(),
+            team_id: "team_1".into(),
+            mode: Mode::Live.into(),
+            product_id: product.into(),
+            created_at_ms: START_MS,
+            data_json: r#"{"key":"K7WX9"}"#.into(),
+        };
+        (0..count).map(event).collect()
+    }
+
+    /// An endpoint of a product of its own, for which so many deliveries wait.
+    async fn queue(&self, count: usize) -> Endpoint {
+        let product = new_id("prod", &self.clock);
+        let endpoint = self.endpoint(&product).await;
+        self.store.ingest(self.events(&product, count)).await.unwrap();
+        endpoint
+    }
+
+    async fn claim(&self, endpoint: &Endpoint, count: usize, holder: &str) -> Vec<Claimed> {
+        let want = Want { endpoint_id: endpoint.id.clone(), count };
+        let until = self.clock.now_ms() + 30_000;
+        self.store.claim(vec![want], holder.into(), until).await.unwrap().deliveries
+    }
+
+    async fn set(&self, endpoint: &Endpoint, status: Status) -> Endpoint {
+        let changes = Changes { status: Some(status), ..Changes::default() };
+        self.tenant.update_endpoint(&endpoint.product_id, &endpoint.id, changes, act()).await.unwrap()
+    }
+
+    async fn reload(&self, endpoint: &Endpoint) -> Endpoint {
+        self.tenant.endpoint(&endpoint.product_id, &endpoint.id).await.unwrap()
+    }
+}
+
+fn tenant(team: &str, mode: Mode) -> Tenant {
+    Tenant { team_id: team.into(), mode }
+}
+
+fn act() -> Act {
+    Act { actor_kind: "account".into(), actor_id: "usr_1".into(), action: "/test", request_id: "req_1".into() }
+}
+
+fn outcome(claimed: &Claimed, fault: Option<AttemptFault>) -> Outcome {
+    let status = if fault.is_none() { 200 } else { 500 };
+    Outcome {
+        delivery_id: claimed.id.clone(),
+        endpoint_id: claimed.endpoint_id.clone(),
+        attempts: claimed.attempts,
+        attempt: Attempt {
+            at_ms: START_MS,
+            duration_ms: 7,
+            response_status: Some(status),
+            fault,
+            snippet: Some("ok".into()),
+            retry_after_ms: None,
+        },
+        chance: 0.5,
+    }
+}
+
+fn failed(claimed: &Claimed) -> Outcome {
+    outcome(claimed, Some(AttemptFault::HttpStatus))
+}
+
+fn everything() -> Page {
+    Page::new(Some(100), "").unwrap()
+}
+
+async fn number(store: &Store, text: &'static str) -> i64 {
+    let job = move |reader: paperkey_kit::db::Reader| async move {
+        let row = reader.query_one_raw(sql(reader.get_database_backend(), text, vec![])).await?;
+        Ok::<i64, DbError>(row.expect("a count has a row").try_get("", "number")?)
+    };
+    store.database.read(job).await.unwrap()
+}
+
+async fn a_claim_is_held_by_one_and_runs_out(database: Database) {
+    let world = World::new(database, vec![0]);
+    let endpoint = world.queue(1).await;
+    // A process takes it, and dies between the POST and the note of it.
+    let [first] = world.claim(&endpoint, 5, "one").await.try_into().unwrap();
+    assert!(world.claim(&endpoint, 5, "other").await.is_empty());
+    world.hand.advance_ms(29_999);
+    assert!(world.claim(&endpoint, 5, "other").await.is_empty());
+    world.hand.advance_ms(1);
+    let [second] = world.claim(&endpoint, 5, "other").await.try_into().unwrap();
+    assert_eq!((&first.id, first.attempts), (&second.id, second.attempts));
+    assert_eq!(first.body, second.body);
+    assert!(first.body.is_some());
+}
+
+async fn a_delivery_is_claimed_once_however_many_try(database: Database) {
+    let world = Arc::new(World::new(database, vec![0]));
+    let endpoint = Arc::new(world.queue(200).await);
+    let tasks = (0..8).map(|holder| {
+        let (world, endpoint) = (Arc::clone(&world), Arc::clone(&endpoint));
+        tokio::spawn(async move {
+            let mut mine = Vec::new();
+            loop {
+                let claimed = world.claim(&endpoint, 7, &format!("holder {holder}")).await;
+                if claimed.is_empty() {
+                    return mine;
+                }
+                mine.extend(claimed.into_iter().map(|claimed| claimed.id));
+            }
+        })
+    });
+    let mut all = Vec::new();
+    for task in tasks.collect::<Vec<_>>() {
+        all.extend(task.await.unwrap());
+    }
+    // Those that were locked by another while this one looked were passed over: once more for what is left.
+    all.extend(world.claim(&endpoint, 200, "last").await.into_iter().map(|claimed| claimed.id));
+    let distinct: HashSet<_> = all.iter().collect();
+    assert_eq!((all.len(), distinct.len()), (200, 200));
+}
+
+async fn an_outcome_counts_only_under_its_claim(database: Database) {
+    let world = World::new(database, vec![0, 60]);
+    let endpoint = world.queue(1).await;
+    let [first] = world.claim(&endpoint, 1, "slow").await.try_into().unwrap();
+    world.hand.advance_ms(30_000);
+    let [second] = world.claim(&endpoint, 1, "quick").await.try_into().unwrap();
+    // What the slow one says comes too late, and what the quick one says twice counts once.
+    world.store.record(vec![failed(&first)], "slow".into()).await.unwrap();
+    world.store.record(vec![failed(&second)], "quick".into()).await.unwrap();
+    world.store.record(vec![failed(&second)], "quick".into()).await.unwrap();
+    let (delivery, attempts) = world.tenant.delivery(&endpoint.product_id, &endpoint.id, &first.id).await.unwrap();
+    assert_eq!((delivery.attempts, attempts.len()), (1, 1));
+    assert_eq!(delivery.status, DeliveryStatus::Pending);
+    assert_eq!(delivery.next_attempt_at_ms, Some(START_MS + 90_000));
+    assert_eq!(world.reload(&endpoint).await.consecutive_failures, 1);
+}
+
+async fn a_claim_that_was_given_back_is_due_again(database: Database) {
+    let world = World::new(database, vec![0]);
+    let endpoint = world.queue(3).await;
+    let ids: Vec<String> = world.claim(&endpoint, 3, "one").await.into_iter().map(|claimed| claimed.id).collect();
+    // Another's word does not count.
+    world.store.release(ids.clone(), "other".into()).await.unwrap();
+    assert!(world.claim(&endpoint, 3, "other").await.is_empty());
+    world.store.release(ids, "one".into()).await.unwrap();
+    assert_eq!(world.claim(&endpoint, 3, "other").await.len(), 3);
+}
+
+async fn the_tenth_failure_pauses_once_however_they_come_together(database: Database) {
+    let world = Arc::new(World::new(database, vec![0, 60]));
+    let endpoint = world.queue(40).await;
+    let claimed = world.claim(&endpoint, 40, "one").await;
+    let tasks: Vec<_> = claimed
+        .chunks(4)
+        .map(|few| {
+            let (world, outcomes) = (Arc::clone(&world), few.iter().map(failed).collect());
+            tokio::spawn(async move { world.store.record(outcomes, "one".into()).await.unwrap().paused.len() })
+        })
+        .collect();
+    let mut paused = 0;
+    for task in tasks {
+        paused += task.await.unwrap();
+    }
+    assert_eq!(paused, 1);
+    let after = world.reload(&endpoint).await;
+    assert_eq!((after.status, after.consecutive_failures), (Status::Paused, 40));
+    let resumed = world.set(&after, Status::Active).await;
+    assert_eq!((resumed.status, resumed.consecutive_failures), (Status::Active, 0));
+    assert_eq!(world.claim(&endpoint, 100, "one").await.len(), 40);
+}
+
+async fn a_success_ends_a_row_of_failures(database: Database) {
+    let world = World::new(database, vec![0, 60]);
+    let endpoint = world.queue(20).await;
+    let claimed = world.claim(&endpoint, 20, "one").await;
+    // Nine, a success, nine: in one batch and in the order in which they came.
+    let outcomes = claimed.iter().enumerate().take(19);
+    let outcomes = outcomes.map(|(at, one)| if at == 9 { outcome(one, None) } else { failed(one) }).collect();
+    assert!(world.store.record(outcomes, "one".into()).await.unwrap().paused.is_empty());
+    assert_eq!(world.reload(&endpoint).await.consecutive_failures, 9);
+    let recorded = world.store.record(vec![outcome(&claimed[19], None)], "one".into()).await.unwrap();
+    assert_eq!(recorded.next_due_at_ms, None);
+    assert_eq!(world.reload(&endpoint).await.consecutive_failures, 0);
+}
+
+async fn what_is_paused_is_not_found_and_not_claimed(database: Database) {
+    let world = World::new(database, vec![0]);
+    let (paused, active) = (world.queue(2).await, world.queue(2).await);
+    world.set(&paused, Status::Paused).await;
+    let lanes = world.store.due_lanes(String::new()).await.unwrap();
+    assert_eq!(lanes.iter().map(|lane| &lane.endpoint_id).collect::<Vec<_>>(), [&active.id]);
+    assert!(world.claim(&paused, 5, "one").await.is_empty());
+    assert_eq!(world.claim(&active, 5, "one").await.len(), 2);
+}
+
+async fn resuming_makes_due_what_was_held_and_leaves_what_is_under_way(database: Database) {
+    let world = World::new(database, vec![0, 3_600]);
+    let endpoint = world.queue(2).await;
+    let [early, late] = world.claim(&endpoint, 2, "one").await.try_into().unwrap();
+    world.store.record(vec![failed(&early)], "one".into()).await.unwrap();
+    world.set(&endpoint, Status::Paused).await;
+    world.hand.advance_ms(1_000);
+    world.set(&endpoint, Status::Active).await;
+    let [again] = world.claim(&endpoint, 5, "other").await.try_into().unwrap();
+    assert_eq!(again.id, early.id);
+    // The other is still with the one that took it.
+    world.store.record(vec![outcome(&late, None)], "one".into()).await.unwrap();
+    let (delivery, _) = world.tenant.delivery(&endpoint.product_id, &endpoint.id, &late.id).await.unwrap();
+    assert_eq!(delivery.status, DeliveryStatus::Succeeded);
+}
+
+async fn a_look_finds_every_endpoint_once_however_long_its_queue(database: Database) {
+    let world = World::new(database, vec![0]);
+    let (long, short) = (world.queue(700).await, world.queue(1).await);
+    let lanes = world.store.due_lanes(String::new()).await.unwrap();
+    let found: HashSet<_> = lanes.iter().map(|lane| lane.endpoint_id.as_str()).collect();
+    assert_eq!((lanes.len(), found), (2, HashSet::from([long.id.as_str(), short.id.as_str()])));
+    assert!(lanes.iter().all(|lane| lane.due_at_ms == START_MS));
+    world.claim(&short, 1, "one").await;
+    let lanes = world.store.due_lanes(String::new()).await.unwrap();
+    let due: BTreeMap<_, _> = lanes.iter().map(|lane| (lane.endpoint_id.as_str(), lane.due_at_ms)).collect();
+    assert_eq!(due, BTreeMap::from([(long.id.as_str(), START_MS), (short.id.as_str(), START_MS + 30_000)]));
+}
+
+async fn a_look_ends_and_the_next_goes_on(database: Database) {
+    let world = World::new(database, vec![0]);
+    // Straight into the tables: so many endpoints are slow to make.
+    let job = |tx: paperkey_kit::db::Tx| async move {
+        for at in 0..=LANES_A_LOOK {
+            let backend = tx.get_database_backend();
+            let endpoint = "INSERT INTO endpoints (id, team_id, mode, product_id, url, events, secret_sealed, status, \
+                            consecutive_failures, created_at_ms, updated_at_ms) \
+                            VALUES ($1, 't', 'live', 'p', 'u', '[]', $2, 'active', 0, 0, 0)";
+            let id = format!("wh_{at:06}");
+            tx.execute_raw(sql(backend, endpoint, vec![id.as_str().into(), vec![0_u8].into()])).await?;
+            let delivery = "INSERT INTO deliveries (id, endpoint_id, event_id, team_id, mode, topic, status, attempts, \
+                            due_at_ms, created_at_ms) VALUES ($1, $2, 'e', 't', 'live', 'x', 'pending', 0, 0, 0)";
+            tx.execute_raw(sql(backend, delivery, vec![format!("dlv_{at}").into(), id.into()])).await?;
+        }
+        Ok::<_, DbError>(())
+    };
+    world.store.database.write(job).await.unwrap();
+    let first = world.store.due_lanes(String::new()).await.unwrap();
+    assert_eq!(first.len(), LANES_A_LOOK);
+    let second = world.store.due_lanes(first.last().unwrap().endpoint_id.clone()).await.unwrap();
+    assert_eq!(second.len(), 1);
+    assert_eq!(second[0].endpoint_id, format!("wh_{LANES_A_LOOK:06}"));
+}
+
+async fn no_more_than_twenty_endpoints_however_they_are_made(database: Database) {
+    let world = Arc::new(World::new(database, vec![0]));
+    let tasks: Vec<_> = (0..30)
+        .map(|_| {
+            let tenant = world.tenant.clone();
+            let url = "https://example.com/".to_owned();
+            tokio::spawn(async move { tenant.create_endpoint("prod_1".into(), url, vec![CREATED.into()], act()).await })
+        })
+        .collect();
+    let mut refused = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(_) => {}
+            Err(Failure::Fault(Fault::TooManyWebhooks)) => refused += 1,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(refused, 10);
+    let (all, _) = world.tenant.endpoints("prod_1", everything()).await.unwrap();
+    assert_eq!(all.len(), 20);
+    // One that goes makes room for one.
+    world.tenant.delete_endpoint("prod_1", &all[0].id, act()).await.unwrap();
+    world.endpoint("prod_1").await;
+}
+
+async fn a_product_cannot_get_an_endpoint_after_its_end_however_they_race(database: Database) {
+    let world = Arc::new(World::new(database, vec![0]));
+    for round in 0..20 {
+        let product = format!("prod_{round}");
+        let mut end = world.events(&product, 1);
+        paperkey_kit::events::PRODUCT_DELETED.clone_into(&mut end[0].topic);
+        let (tenant, name) = (world.tenant.clone(), product.clone());
+        let url = "https://example.com/".to_owned();
+        let making = tokio::spawn(async move { tenant.create_endpoint(name, url, vec![CREATED.into()], act()).await });
+        world.store.ingest(end).await.unwrap();
+        // It may have been made before, and then it is gone.
+        let made = making.await.unwrap();
+        assert!(matches!(made, Ok(_) | Err(Failure::Fault(Fault::NoSuchProduct))), "{made:?}");
+        let (left, _) = world.tenant.endpoints(&product, everything()).await.unwrap();
+        assert!(left.is_empty());
+    }
+}
+
+async fn nothing_is_left_of_an_endpoint_that_goes_while_events_come(database: Database) {
+    let world = Arc::new(World::new(database, vec![0]));
+    for round in 0..10 {
+        let product = format!("prod_{round}");
+        let endpoint = world.endpoint(&product).await;
+        let (coming, events) = (Arc::clone(&world), world.events(&product, 20));
+        let intake = tokio::spawn(async move { coming.store.ingest(events).await });
+        world.tenant.delete_endpoint(&product, &endpoint.id, act()).await.unwrap();
+        intake.await.unwrap().unwrap();
+    }
+    assert_eq!(number(&world.store, "SELECT COUNT(*) AS number FROM deliveries").await, 0);
+}
+
+async fn nothing_of_another_team_or_mode_is_there(database: Database) {
+    let world = World::new(database, vec![0]);
+    let endpoint = world.queue(1).await;
+    let (product, id) = (endpoint.product_id.as_str(), endpoint.id.as_str());
+    let (deliveries, _) = world.tenant.deliveries(product, id, everything()).await.unwrap();
+    for stranger in [tenant("team_1", Mode::Test), tenant("team_2", Mode::Live)] {
+        let store = world.store.of(stranger);
+        let gone = |outcome: Result<(), Failure>| matches!(outcome, Err(Failure::Fault(Fault::NoSuchWebhook)));
+        assert!(gone(store.endpoint(product, id).await.map(drop)));
+        assert!(gone(store.update_endpoint(product, id, Changes::default(), act()).await.map(drop)));
+        assert!(gone(store.delete_endpoint(product, id, act()).await));
+        assert!(gone(store.deliveries(product, id, everything()).await.map(drop)));
+        assert!(gone(store.delivery(product, id, &deliveries[0].id).await.map(drop)));
+        assert!(store.endpoints(product, everything()).await.unwrap().0.is_empty());
+        let taken = store.create_endpoint(product.into(), "https://a.example".into(), vec![], act()).await;
+        assert!(matches!(taken, Err(Failure::Fault(Fault::NoSuchProduct))));
+    }
+    // Of the same team, but of another product.
+    assert!(matches!(world.tenant.endpoint("prod_other", id).await, Err(Failure::Fault(Fault::NoSuchWebhook))));
+}
+
+async fn a_hundred_deliveries_are_listed(database: Database) {
+    let world = World::new(database, vec![0]);
+    let endpoint = world.queue(0).await;
+    for _ in 0..130 {
+        world.hand.advance_ms(1);
+        world.store.ingest(world.events(&endpoint.product_id, 1)).await.unwrap();
+    }
+    let mut token = String::new();
+    let mut listed = Vec::new();
+    loop {
+        let page = Page::new(Some(40), &token).unwrap();
+        let (some, next) = world.tenant.deliveries(&endpoint.product_id, &endpoint.id, page).await.unwrap();
+        listed.extend(some);
+        match next {
+            Some(next) => token = next,
+            None => break,
+        }
+    }
+    assert_eq!(listed.len(), 100);
+    assert!(listed.is_sorted_by(|newer, older| newer.id > older.id));
+    assert_eq!(listed[0].created_at_ms, START_MS + 130);
+    assert_eq!(listed[99].created_at_ms, START_MS + 31);
+}
+
+async fn what_is_old_goes_and_what_is_not_stays(database: Database) {
+    let world = World::new(database, vec![0]);
+    let (done, held, waiting) = (world.queue(1_100).await, world.queue(2).await, world.queue(1).await);
+    for _ in 0..22 {
+        let claimed = world.claim(&done, 50, "one").await;
+        let outcomes = claimed.iter().map(|one| outcome(one, None)).collect();
+        world.store.record(outcomes, "one".into()).await.unwrap();
+    }
+    world.set(&held, Status::Paused).await;
+    world.hand.advance_ms(10 * DAY_MS);
+    let young = world.queue(1).await;
+    let [claimed] = world.claim(&young, 1, "one").await.try_into().unwrap();
+    world.store.record(vec![outcome(&claimed, None)], "one".into()).await.unwrap();
+    world.hand.advance_ms(21 * DAY_MS);
+
+    let before_ms = world.clock.now_ms() - 30 * DAY_MS;
+    assert!(!world.store.fail_held(before_ms).await.unwrap());
+    let mut rounds = 1;
+    while world.store.remove_finished(before_ms).await.unwrap() {
+        rounds += 1;
+    }
+    assert_eq!(rounds, 3);
+    let mut after = Some(String::new());
+    while let Some(id) = after {
+        after = world.store.remove_events(id, before_ms).await.unwrap();
+    }
+
+    let left = |endpoint: &Endpoint| {
+        let (product, id) = (endpoint.product_id.clone(), endpoint.id.clone());
+        let tenant = world.tenant.clone();
+        async move { tenant.deliveries(&product, &id, everything()).await.unwrap().0 }
+    };
+    assert!(left(&done).await.is_empty());
+    assert_eq!(left(&young).await.len(), 1);
+    // What waits for an active endpoint waits on; what waited too long for a paused one has failed.
+    assert_eq!(left(&waiting).await[0].status, DeliveryStatus::Pending);
+    let held = left(&held).await;
+    assert_eq!(held.len(), 2);
+    assert!(held.iter().all(|delivery| delivery.status == DeliveryStatus::Failed));
+    assert!(held.iter().all(|delivery| delivery.error.as_deref() == Some("held_too_long")));
+    assert_eq!(number(&world.store, "SELECT COUNT(*) AS number FROM attempts").await, 1);
+    assert_eq!(number(&world.store, "SELECT COUNT(*) AS number FROM events").await, 4);
+}
+
+async fn what_is_sealed_is_sealed(database: Database) {
+    let world = World::new(database, vec![0]);
+    let endpoint = world.queue(1).await;
+    let want = Want { endpoint_id: endpoint.id.clone(), count: 1 };
+    let haul: Haul = world.store.claim(vec![want], "one".into(), START_MS + 30_000).await.unwrap();
+    let body = haul.deliveries[0].body.clone().unwrap();
+    assert!(String::from_utf8(body).unwrap().contains("K7WX9"));
+    let secret = haul.receivers[&endpoint.id].secret.clone().unwrap();
+    let job = |reader: paperkey_kit::db::Reader| async move {
+        let backend = reader.get_database_backend();
+        let event = reader.query_one_raw(sql(backend, "SELECT body_sealed AS sealed FROM events", vec![])).await?;
+        let secret =
+            reader.query_one_raw(sql(backend, "SELECT secret_sealed AS sealed FROM endpoints", vec![])).await?;
+        let sealed = |row: Option<sea_orm::QueryResult>| row.expect("it is there").try_get::<Vec<u8>>("", "sealed");
+        Ok::<_, DbError>([sealed(event)?, sealed(secret)?])
+    };
+    let stored = world.store.database.read(job).await.unwrap();
+    for (stored, plain) in stored.iter().zip(["K7WX9", secret.expose()]) {
+        assert!(!stored.windows(plain.len()).any(|window| window == plain.as_bytes()));
+    }
+}
