@@ -23,6 +23,7 @@ pub mod reflection;
 pub mod secrets;
 pub mod service;
 pub mod shutdown;
+pub mod store;
 pub mod telemetry;
 pub mod testing;
 pub mod token;

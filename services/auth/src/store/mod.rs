@@ -11,14 +11,13 @@ mod product_keys;
 
 use std::sync::Arc;
 
+pub(crate) use paperkey_kit::store::Act;
 use paperkey_kit::{
     cache::Epochs,
-    db::{AuditEntry, Database, DbError, Tx},
-    principal::{Caller, Tenant},
+    db::{Database, Tx},
+    principal::Tenant,
     secrets::{KeyedHash, Keyring, Secret},
 };
-use paperkey_proto::Error;
-use sea_orm::DbErr;
 
 use crate::domain::Fault;
 
@@ -59,81 +58,7 @@ fn announce(tx: &Tx, epochs: &Arc<Epochs>, subject: String) {
     tx.after_commit(move || epochs.bump(&subject));
 }
 
-/// Who changes something, by which call, for the audit log.
-#[derive(Clone, Debug)]
-pub(crate) struct Act {
-    actor_kind: String,
-    actor_id: String,
-    action: &'static str,
-    request_id: String,
-}
-
-impl Act {
-    /// A caller, by the rpc of that path.
-    pub(crate) fn by(caller: &Caller, action: &'static str) -> Self {
-        let kind = caller.principal.kind().as_str_name().trim_start_matches("CALLER_").to_ascii_lowercase();
-        let (actor_id, request_id) = (caller.principal.id.clone(), caller.request_id.clone());
-        Self { actor_kind: kind, actor_id, action, request_id }
-    }
-
-    /// Whoever sits at the installation's command line.
-    pub(crate) fn by_operator(action: &'static str) -> Self {
-        Self { actor_kind: "operator".to_owned(), actor_id: String::new(), action, request_id: String::new() }
-    }
-
-    /// The same act, of the account that it has just made.
-    #[must_use]
-    pub(crate) fn or_by_account(mut self, user_id: &str) -> Self {
-        if self.actor_id.is_empty() && self.actor_kind == "anyone" {
-            "account".clone_into(&mut self.actor_kind);
-            user_id.clone_into(&mut self.actor_id);
-        }
-        self
-    }
-
-    fn on(&self, resources: Vec<String>) -> AuditEntry {
-        AuditEntry {
-            actor_kind: self.actor_kind.clone(),
-            actor_id: self.actor_id.clone(),
-            action: self.action.to_owned(),
-            resources,
-            request_id: self.request_id.clone(),
-        }
-    }
-}
-
 /// Why a job of the store ended without a result.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// The domain refuses.
-    Fault(Fault),
-    /// The database failed.
-    Database(DbError),
-}
+pub(crate) type Failure = paperkey_kit::store::Failure<Fault>;
 
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
-
-impl From<DbError> for Failure {
-    fn from(error: DbError) -> Self {
-        Self::Database(error)
-    }
-}
-
-impl From<DbErr> for Failure {
-    fn from(error: DbErr) -> Self {
-        Self::Database(error.into())
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Fault(fault) => fault.into(),
-            Failure::Database(error) => error.into(),
-        }
-    }
-}
+impl paperkey_kit::store::Fault for Fault {}

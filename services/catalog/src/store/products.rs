@@ -72,7 +72,7 @@ impl TenantStore {
         self.store
             .database
             .write(move |tx| async move {
-                tx.audit(act.on(product.id.clone()));
+                tx.audit(act.on(vec![product.id.clone()]));
                 Entity::insert(row).exec_without_returning(&tx).await?;
                 Ok(product)
             })
@@ -123,7 +123,7 @@ impl TenantStore {
                 let after = Product { details, updated_at_ms: this.store.clock.now_ms(), ..before };
                 let write = Entity::update_many().set(this.row(&after));
                 write.filter(this.condition()).filter(Column::Id.eq(&after.id)).exec(&tx).await?;
-                tx.audit(act.on(after.id.clone()));
+                tx.audit(act.on(vec![after.id.clone()]));
                 Ok(after)
             })
             .await
@@ -144,7 +144,7 @@ impl TenantStore {
                     return Err(Fault::NoSuchProduct.into());
                 }
                 this.store.outbox.emit(&tx, &KEEPERS, PRODUCT_DELETED, &this.tenant, &id, &json!({"id": id}));
-                tx.audit(act.on(id));
+                tx.audit(act.on(vec![id]));
                 Ok(())
             })
             .await

@@ -125,7 +125,7 @@ impl TenantStore {
                     };
                 };
                 if let Some(created) = attempt.insert(&tx).await? {
-                    attempt.tell(&tx, &created, &key, act);
+                    attempt.tell(&tx, &created, &key, &act);
                     return Ok((created, remaining));
                 }
                 // So did this one.
@@ -297,7 +297,7 @@ impl Attempt {
         })
     }
 
-    fn tell(&self, tx: &Tx, created: &Activation, key: &LicenseKey, act: Act) {
+    fn tell(&self, tx: &Tx, created: &Activation, key: &LicenseKey, act: &Act) {
         let parts = self.store.parts();
         let product_id = self.store.product_id.as_deref().unwrap_or_default();
         let data = activation_data(created, Some(key));

@@ -184,7 +184,7 @@ impl TenantStore {
                 let write = Entity::update_many().set(written.into_active_model().reset_all());
                 write.filter(this.condition()).filter(Column::Id.eq(&after.id)).exec(&tx).await?;
                 this.tell(&tx, LICENSE_UPDATED, &after);
-                this.changed(&tx, &after, act);
+                this.changed(&tx, &after, &act);
                 Ok(after)
             })
             .await
@@ -222,7 +222,7 @@ impl TenantStore {
                 };
                 let license = license_of(Model::from_query_result(&turned, "")?, &this.parts().vault)?;
                 this.tell(&tx, topic, &license);
-                this.changed(&tx, &license, act);
+                this.changed(&tx, &license, &act);
                 Ok(license)
             })
             .await
@@ -374,7 +374,7 @@ impl TenantStore {
     }
 
     /// Records who changed a licence, and that it has changed.
-    fn changed(&self, tx: &Tx, license: &License, act: Act) {
+    fn changed(&self, tx: &Tx, license: &License, act: &Act) {
         tx.audit(act.on(vec![license.id.clone()]));
         self.store.announce(tx, vec![license.id.clone()]);
     }

@@ -14,14 +14,14 @@ mod products;
 
 use std::sync::Arc;
 
+pub use paperkey_kit::store::Act;
 use paperkey_kit::{
     clock::Clock,
-    db::{AuditEntry, Database, DbError, Engine, Tx},
+    db::{Database, Engine, Tx},
     events::EventOutbox,
-    principal::{Caller, Tenant},
+    principal::Tenant,
     secrets::{KeyedHash, Keyring, Sealer},
 };
-use paperkey_proto::Error;
 use sea_orm::{ConnectionTrait, DbErr, QueryResult, Statement, Value};
 
 use crate::domain::{Fault, license_key::LicenseKey};
@@ -156,72 +156,10 @@ impl Vault {
     }
 }
 
-/// Who changes something, by which call, for the audit log.
-#[derive(Clone, Debug)]
-pub struct Act {
-    actor_kind: String,
-    actor_id: String,
-    action: &'static str,
-    request_id: String,
-}
-
-impl Act {
-    /// A caller, by the rpc of that path.
-    pub fn by(caller: &Caller, action: &'static str) -> Self {
-        let actor_kind = caller.principal.kind().as_str_name().trim_start_matches("CALLER_").to_ascii_lowercase();
-        let (actor_id, request_id) = (caller.principal.id.clone(), caller.request_id.clone());
-        Self { actor_kind, actor_id, action, request_id }
-    }
-
-    fn on(self, resources: Vec<String>) -> AuditEntry {
-        AuditEntry {
-            actor_kind: self.actor_kind,
-            actor_id: self.actor_id,
-            action: self.action.to_owned(),
-            resources,
-            request_id: self.request_id,
-        }
-    }
-}
-
 /// Why a job of the store ended without a result.
-#[derive(Debug)]
-pub enum Failure {
-    /// The domain refuses.
-    Fault(Fault),
-    /// A value is at fault.
-    Invalid(Error),
-    /// The database failed.
-    Database(DbError),
-}
+pub type Failure = paperkey_kit::store::Failure<Fault>;
 
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
-
-impl From<DbError> for Failure {
-    fn from(error: DbError) -> Self {
-        Self::Database(error)
-    }
-}
-
-impl From<DbErr> for Failure {
-    fn from(error: DbErr) -> Self {
-        Self::Database(error.into())
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Fault(fault) => fault.into(),
-            Failure::Invalid(error) => error,
-            Failure::Database(error) => error.into(),
-        }
-    }
-}
+impl paperkey_kit::store::Fault for Fault {}
 
 /// Runs a statement and returns its first row. Written by hand where one statement must do what a query builder would
 /// make two of; values are numbered in order and bound once each, as both engines take them.

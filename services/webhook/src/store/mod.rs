@@ -16,14 +16,14 @@ mod tests;
 
 use std::sync::Arc;
 
+pub(crate) use paperkey_kit::store::Act;
 use paperkey_kit::{
     clock::Clock,
-    db::{AuditEntry, Database, DbError},
-    principal::{Caller, Tenant},
+    db::{Database, DbError},
+    principal::Tenant,
     secrets::{Keyring, Sealer},
 };
-use paperkey_proto::Error;
-use sea_orm::{DbBackend, DbErr, Statement, Value};
+use sea_orm::{DbBackend, Statement, Value};
 
 use crate::{
     domain::{Fault, schedule::Schedule},
@@ -70,69 +70,10 @@ impl Store {
     }
 }
 
-/// Who changes something, by which call, for the audit log.
-#[derive(Clone, Debug)]
-pub(crate) struct Act {
-    actor_kind: String,
-    actor_id: String,
-    action: &'static str,
-    request_id: String,
-}
-
-impl Act {
-    /// A caller, by the rpc of that path.
-    pub(crate) fn by(caller: &Caller, action: &'static str) -> Self {
-        let actor_kind = caller.principal.kind().as_str_name().trim_start_matches("CALLER_").to_ascii_lowercase();
-        let (actor_id, request_id) = (caller.principal.id.clone(), caller.request_id.clone());
-        Self { actor_kind, actor_id, action, request_id }
-    }
-
-    fn on(self, resources: Vec<String>) -> AuditEntry {
-        AuditEntry {
-            actor_kind: self.actor_kind,
-            actor_id: self.actor_id,
-            action: self.action.to_owned(),
-            resources,
-            request_id: self.request_id,
-        }
-    }
-}
-
 /// Why a job of the store ended without a result.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// The domain refuses.
-    Fault(Fault),
-    /// The database failed.
-    Database(DbError),
-}
+pub(crate) type Failure = paperkey_kit::store::Failure<Fault>;
 
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
-
-impl From<DbError> for Failure {
-    fn from(error: DbError) -> Self {
-        Self::Database(error)
-    }
-}
-
-impl From<DbErr> for Failure {
-    fn from(error: DbErr) -> Self {
-        Self::Database(error.into())
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Fault(fault) => fault.into(),
-            Failure::Database(error) => error.into(),
-        }
-    }
-}
+impl paperkey_kit::store::Fault for Fault {}
 
 /// A statement in SQL that both engines read. On SQLite `$n` must first appear in the order of the numbers.
 fn sql(backend: DbBackend, text: impl Into<String>, values: Vec<Value>) -> Statement {

@@ -120,7 +120,7 @@ fn tenant(team: &str, mode: Mode) -> Tenant {
 }
 
 fn act() -> Act {
-    Act { actor_kind: "account".into(), actor_id: "usr_1".into(), action: "/test", request_id: "req_1".into() }
+    Act::by_operator("/test")
 }
 
 fn outcome(claimed: &Claimed, fault: Option<AttemptFault>) -> Outcome {
