@@ -26,7 +26,7 @@ use paperkey_kit::{
 use paperkey_webhook::WebhookConfig;
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
 
@@ -38,6 +38,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
     config.judge_for(part)?;
     telemetry::init(&config.telemetry);
+    let mut signals = Signals::new()?;
     // Ports first: the most common mistake is found before anything is touched.
     let listener = host::bind(config.server.listen).await?;
     let operations = host::bind(config.server.ops_listen).await?;
@@ -65,7 +66,7 @@ pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
         welcome(&public_url(&config, listening), process.first_start);
     }
 
-    end_signal().await?;
+    signals.received().await;
     tracing::info!("shutting down");
     handle.shut_down();
     let drained = async {
@@ -76,14 +77,13 @@ pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
             database.close().await;
         }
     };
-    let mut again = signal(SignalKind::terminate())?;
     tokio::select! {
         outcome = tokio::time::timeout(grace + Duration::from_secs(2), drained) => {
             if outcome.is_err() {
                 tracing::warn!("not everything ended within the grace");
             }
         }
-        _ = again.recv() => tracing::warn!("told again: ending at once"),
+        () = signals.received() => tracing::warn!("told again: ending at once"),
     }
     Ok(())
 }
@@ -297,12 +297,21 @@ fn welcome(url: &str, first_start: bool) {
     }
 }
 
-async fn end_signal() -> Result<(), Failure> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// What tells a process to end. Listened to from the start and to the end, so that none is missed in between.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
