@@ -58,7 +58,8 @@ pub struct CachedAuthenticator {
     cache: VersionedCache<[u8; 32], Verdict>,
     epochs: Arc<Epochs>,
     clock: Clock,
-    feed: Feed,
+    /// When the last answered question about changes was asked: how far the cache may be trusted.
+    asked: RwLock<Option<Instant>>,
     lookups: AtomicU64,
 }
 
@@ -66,12 +67,6 @@ pub struct CachedAuthenticator {
 enum Verdict {
     Good(Arc<Principal>),
     Refused { until_ms: i64 },
-}
-
-/// How much the cache may be trusted.
-struct Feed {
-    /// When the last answered question was asked.
-    asked: RwLock<Option<Instant>>,
 }
 
 impl CachedAuthenticator {
@@ -82,7 +77,7 @@ impl CachedAuthenticator {
             cache: VersionedCache::new(CAPACITY),
             epochs,
             clock,
-            feed: Feed { asked: RwLock::new(None) },
+            asked: RwLock::new(None),
             lookups: AtomicU64::new(0),
         })
     }
@@ -110,7 +105,7 @@ impl CachedAuthenticator {
                     }
                     let more = since >= 0 && answer.seq > since && !answer.subjects.is_empty();
                     since = answer.seq;
-                    *self.feed.asked.write() = Some(asked);
+                    *self.asked.write() = Some(asked);
                     // A full page may not be the last.
                     if more && answer.subjects.len() >= 1_000 {
                         continue;
@@ -126,7 +121,7 @@ impl CachedAuthenticator {
     }
 
     fn is_trusted(&self) -> bool {
-        self.feed.asked.read().is_some_and(|asked| self.clock.monotonic().duration_since(asked) <= TRUSTED_FOR)
+        self.asked.read().is_some_and(|asked| self.clock.monotonic().duration_since(asked) <= TRUSTED_FOR)
     }
 
     async fn ask(&self, credential: &str, team: Option<&str>, mode: Mode) -> Result<Arc<Principal>, Error> {

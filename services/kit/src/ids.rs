@@ -9,6 +9,14 @@ use crate::clock::Clock;
 
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
+/// Longer than any id of ours.
+const MAX_ID_BYTES: usize = 64;
+
+/// Whether a text could be an id at all. What cannot is not there, and never reaches a database.
+pub fn could_be_id(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_ID_BYTES && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
 /// A new id, such as `prod_01jd…`.
 pub fn new_id(prefix: &str, clock: &Clock) -> String {
     let time = u128::from(clock.now_ms().unsigned_abs()) & ((1 << 48) - 1);
@@ -29,6 +37,14 @@ pub fn new_id(prefix: &str, clock: &Clock) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_id_is_told_from_what_could_be_one() {
+        assert!(could_be_id(&new_id("prod", &Clock::system())));
+        for nonsense in ["", "a b", "é", "a\0", "' OR 1=1 --", &"a".repeat(65)] {
+            assert!(!could_be_id(nonsense), "{nonsense:?}");
+        }
+    }
 
     #[test]
     fn ids_made_later_sort_later() {

@@ -7,6 +7,8 @@ use paperkey_proto::{Error, errors::v1::Reason};
 use prost_types::{FieldMask, ListValue, Struct, Timestamp, Value as ProtoValue, value::Kind};
 use serde_json::{Map, Number, Value};
 
+use crate::ids::could_be_id;
+
 /// The largest metadata object, as JSON text in bytes.
 pub const MAX_METADATA_BYTES: usize = 16_384;
 /// The page size where none is named.
@@ -186,7 +188,7 @@ impl Page {
                     .decode(token)
                     .ok()
                     .and_then(|bytes| String::from_utf8(bytes).ok())
-                    .filter(|id| id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
+                    .filter(|id| could_be_id(id))
                     .ok_or_else(|| {
                         Error::new(Reason::ValidationFailed)
                             .with_violation("page_token", "must be the next page token of an earlier answer")

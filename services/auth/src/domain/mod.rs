@@ -8,12 +8,6 @@ pub(crate) mod key;
 pub(crate) mod session;
 pub(crate) mod team;
 
+pub(crate) use paperkey_kit::ids::could_be_id;
+
 pub(crate) use fault::Fault;
-
-/// The longest id that any of ours has.
-const MAX_ID_BYTES: usize = 64;
-
-/// Whether a text could be one of our ids. What cannot be is unknown without a look-up, whatever bytes it holds.
-pub(crate) fn could_be_id(text: &str) -> bool {
-    !text.is_empty() && text.len() <= MAX_ID_BYTES && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-}

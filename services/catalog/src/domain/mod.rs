@@ -4,10 +4,9 @@
 
 pub(crate) mod product;
 
-use paperkey_proto::Error;
+pub(crate) use paperkey_kit::ids::could_be_id;
 
-/// The longest id that any of ours has.
-const MAX_ID_BYTES: usize = 64;
+use paperkey_proto::Error;
 
 /// Why the domain refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +21,4 @@ impl From<Fault> for Error {
             Fault::NoSuchProduct => Self::not_found("product"),
         }
     }
-}
-
-/// Whether a text could be one of our ids. What cannot be is unknown without a look-up, whatever bytes it holds.
-pub(crate) fn could_be_id(text: &str) -> bool {
-    !text.is_empty() && text.len() <= MAX_ID_BYTES && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }

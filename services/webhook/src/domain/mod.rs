@@ -8,6 +8,8 @@ pub(crate) mod event;
 pub(crate) mod schedule;
 pub(crate) mod signature;
 
+pub(crate) use paperkey_kit::ids::could_be_id;
+
 use paperkey_proto::{Error, errors::v1::Reason};
 
 use endpoint::MAX_PER_PRODUCT;
@@ -37,9 +39,4 @@ impl From<Fault> for Error {
             )),
         }
     }
-}
-
-/// Whether a text could be an id at all. What cannot is not there, and never reaches a database.
-pub(crate) fn could_be_id(text: &str) -> bool {
-    !text.is_empty() && text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
