@@ -43,6 +43,9 @@ enum Command {
         /// The product's binary
         #[arg(long, default_value = "target/release/paperkey")]
         binary: PathBuf,
+        /// Measure only rows whose names hold this, beside the first
+        #[arg(long)]
+        only: Option<String>,
         /// Also write the table to this file
         #[arg(long)]
         write: Option<PathBuf>,
@@ -66,12 +69,15 @@ const LICENSES: usize = 100;
 async fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Serve { ceiling } => ceilings::serve(ceiling).await,
-        Command::Run { seconds, binary, write } => run(Duration::from_secs(seconds), &binary, write).await,
+        Command::Run { seconds, binary, only, write } => {
+            run(Duration::from_secs(seconds), &binary, only.as_deref().unwrap_or_default(), write).await
+        }
     }
 }
 
-async fn run(span: Duration, binary: &std::path::Path, write: Option<PathBuf>) -> Result<()> {
+async fn run(span: Duration, binary: &std::path::Path, only: &str, write: Option<PathBuf>) -> Result<()> {
     let mut rows = Vec::new();
+    let wanted = |name: &str| name.contains(only);
     let mut add = |name: &str, outcome: Outcome| {
         let row = Row::new(name, outcome);
         report::progress(&row);
@@ -84,27 +90,47 @@ async fn run(span: Duration, binary: &std::path::Path, write: Option<PathBuf>) -
     add("bare axum, POST echo", echo.run(CONNECTIONS, span, &[axum.pid()]).await?);
     drop(axum);
 
-    let tonic = ceilings::Process::start(ceilings::Ceiling::Tonic).await?;
-    add("bare tonic, unary echo", ceilings::load_tonic(tonic.address, 4, 4, span, tonic.pid()).await?);
-    drop(tonic);
+    let name = "bare tonic, unary echo";
+    if wanted(name) {
+        let tonic = ceilings::Process::start(ceilings::Ceiling::Tonic).await?;
+        add(name, ceilings::load_tonic(tonic.address, 4, 4, span, tonic.pid()).await?);
+    }
 
     for (layout, name) in [(Layout::AllInOne, "all-in-one"), (Layout::Processes, "as processes")] {
+        let names =
+            ["validate", "verify a key", "activate a new machine (durable)"].map(|what| format!("{what}, {name}"));
+        let [validate, verify, activate] = &names;
+        if !names.iter().any(|name| wanted(name)) {
+            continue;
+        }
         let installation = Installation::start(binary, layout).await?;
         let vendor = installation.set_up(LICENSES).await?;
         let pids = installation.pids();
-        let keys = vendor.license_keys.clone();
-        let body = move |n: usize| {
-            let key = &keys[n % keys.len()];
-            serde_json::json!({"license_key": key, "fingerprint": "paperkey_fp_v1_bench"}).to_string()
-        };
-        let validate = Load::post(installation.address, "/v1/licenses/validate", Some(vendor.public_key.clone()), body);
-        add(&format!("validate, {name}"), validate.run(CONNECTIONS, span, &pids).await?);
-
-        let key = vendor.unlimited_key.clone();
-        let body =
-            move |n: usize| serde_json::json!({"license_key": key, "fingerprint": format!("machine-{n}")}).to_string();
-        let activate = Load::post(installation.address, "/v1/licenses/activate", Some(vendor.public_key), body);
-        add(&format!("activate a new machine (durable), {name}"), activate.run(WRITERS, span, &pids).await?);
+        let app = Some(vendor.public_key);
+        if wanted(validate) {
+            let keys = vendor.license_keys;
+            let body = move |n: usize| {
+                let key = &keys[n % keys.len()];
+                serde_json::json!({"license_key": key, "fingerprint": "paperkey_fp_v1_bench"}).to_string()
+            };
+            let load = Load::post(installation.address, "/v1/licenses/validate", app.clone(), body);
+            add(validate, load.run(CONNECTIONS, span, &pids).await?);
+        }
+        if wanted(verify) {
+            // A key of the team verifies another of the same team, as a vendor's own API does for its callers.
+            let body = serde_json::json!({"key": vendor.free_key, "scope": "licenses:read"}).to_string();
+            let load =
+                Load::post(installation.address, "/v1/keys/verify", Some(vendor.team_key), move |_| body.clone());
+            add(verify, load.run(CONNECTIONS, span, &pids).await?);
+        }
+        if wanted(activate) {
+            let key = vendor.unlimited_key;
+            let body = move |n: usize| {
+                serde_json::json!({"license_key": key, "fingerprint": format!("machine-{n}")}).to_string()
+            };
+            let load = Load::post(installation.address, "/v1/licenses/activate", app, body);
+            add(activate, load.run(WRITERS, span, &pids).await?);
+        }
     }
     report::finish(&rows, span, write)
 }

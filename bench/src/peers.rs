@@ -40,6 +40,8 @@ pub(crate) struct Vendor {
     pub(crate) public_key: String,
     pub(crate) license_keys: Vec<String>,
     pub(crate) unlimited_key: String,
+    pub(crate) team_key: String,
+    pub(crate) free_key: String,
 }
 
 impl Installation {
@@ -81,7 +83,8 @@ impl Installation {
     /// A product with so many licences, and one that any number of machines may activate.
     pub(crate) async fn set_up(&self, licenses: usize) -> Result<Vendor> {
         let account = json!({"email": "bench@example.com", "password": "a long password"});
-        let token = text(&self.post("/auth/register", None, &account).await?, "/token")?;
+        let registered = self.post("/auth/register", None, &account).await?;
+        let token = text(&registered, "/token")?;
         let product = self.post("/products", Some(&token), &json!({"name": "Bench"})).await?;
         let product_id = text(&product, "/id")?;
         let mut license_keys = Vec::with_capacity(licenses);
@@ -93,6 +96,8 @@ impl Installation {
         Ok(Vendor {
             public_key: text(&product, "/apiKey/publicKey")?,
             license_keys,
+            team_key: text(&registered, "/liveKey")?,
+            free_key: text(&registered, "/freeKey")?,
             unlimited_key: text(&self.post("/licenses", Some(&token), &unlimited).await?, "/key")?,
         })
     }

@@ -28,10 +28,29 @@ const MAX_HOPS: usize = 32;
 /// proxy's is the client's; whatever stands left of it was written by the client. An entry that is no address stops
 /// the walk at the last proxy that could be believed.
 pub(crate) fn client_address(headers: &HeaderMap, peer: SocketAddr, trusted: &[IpNet]) -> IpAddr {
-    let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
     let mut client = peer.ip().to_canonical();
-    if trusted.is_empty() || !is_trusted(&client) {
-        return client;
+    walk(headers, client, trusted, |address| client = address);
+    client
+}
+
+/// The addresses that a call came by, the client's first and the socket's last: what may be told to the next server.
+pub(crate) fn believed_addresses(headers: &HeaderMap, peer: SocketAddr, trusted: &[IpNet]) -> Vec<IpAddr> {
+    let mut addresses = vec![peer.ip().to_canonical()];
+    walk(headers, addresses[0], trusted, |address| addresses.push(address));
+    addresses.reverse();
+    addresses
+}
+
+/// Whether an address is that of a proxy whose word counts.
+pub(crate) fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    let address = address.to_canonical();
+    trusted.iter().any(|network| network.contains(&address))
+}
+
+/// Visits what can be believed of `X-Forwarded-For`, from the right.
+fn walk(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet], mut visit: impl FnMut(IpAddr)) {
+    if trusted.is_empty() || !is_trusted(peer, trusted) {
+        return;
     }
     let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
     let entries = lines.iter().rev().flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
@@ -39,12 +58,11 @@ pub(crate) fn client_address(headers: &HeaderMap, peer: SocketAddr, trusted: &[I
         let Some(address) = std::str::from_utf8(entry).ok().and_then(|entry| address_of(entry.trim())) else {
             break;
         };
-        client = address;
-        if !is_trusted(&client) {
+        visit(address);
+        if !is_trusted(address, trusted) {
             break;
         }
     }
-    client
 }
 
 /// An address with or without a port: `10.0.0.1`, `10.0.0.1:80`, `2001:db8::1`, `[2001:db8::1]:80`.
@@ -190,6 +208,22 @@ mod tests {
         assert_eq!(from("10.0.0.1", &["[2001:db8::1]:5678"], &["10.0.0.0/8"]), "2001:db8::1");
         assert_eq!(from("10.0.0.1", &["[2001:db8::1]"], &["10.0.0.0/8"]), "2001:db8::1");
         assert_eq!(from("10.0.0.1", &["::ffff:1.2.3.4"], &["10.0.0.0/8"]), "1.2.3.4");
+    }
+
+    #[test]
+    fn the_next_server_is_told_only_of_addresses_that_can_be_believed() {
+        let told = |peer: &str, forwarded: &'static str| {
+            let headers = HeaderMap::from_iter([(
+                http::HeaderName::from_static("x-forwarded-for"),
+                HeaderValue::from_static(forwarded),
+            )]);
+            let peer = SocketAddr::new(peer.parse().unwrap(), 9);
+            let addresses = believed_addresses(&headers, peer, &["10.0.0.0/8".parse().unwrap()]);
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(told("203.0.113.9", "1.2.3.4"), "203.0.113.9");
+        assert_eq!(told("10.0.0.1", "6.6.6.6, 1.2.3.4, 10.0.0.2"), "1.2.3.4, 10.0.0.2, 10.0.0.1");
+        assert_eq!(told("10.0.0.1", "1.2.3.4, unknown"), "10.0.0.1");
     }
 
     #[test]

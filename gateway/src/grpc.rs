@@ -24,7 +24,7 @@ use http::{
 };
 use http_body::{Frame, SizeHint};
 use paperkey_kit::{
-    principal::{PRINCIPAL_HEADER, REQUEST_ID_HEADER},
+    principal::{Caller, REQUEST_ID_HEADER, nobody},
     reflection,
     service::Rpcs,
 };
@@ -141,6 +141,7 @@ async fn pass(
         surface: None,
         accepted: rpc.accepted,
         api_key_header: rpc.api_key_header,
+        team: None,
         headers: &head.headers,
         client,
     };
@@ -148,9 +149,6 @@ async fn pass(
 
     let timeout = asked_timeout(&head.headers).map_or(gateway.call_timeout, |asked| asked.min(gateway.call_timeout));
     strip(&mut head.headers);
-    let assertion = gateway.signer.sign(admitted.principal.as_deref(), &rpc.method.path, request_id);
-    head.headers.insert(PRINCIPAL_HEADER, assertion);
-    head.headers.insert(REQUEST_ID_HEADER, HeaderValue::from_str(request_id).map_err(Error::internal)?);
     head.headers.insert(TE, HeaderValue::from_static("trailers"));
     head.headers.insert("grpc-timeout", crate::rest::grpc_timeout(timeout));
     head.uri.clone_from(&rpc.uri);
@@ -160,7 +158,8 @@ async fn pass(
     let overflow = Arc::new(AtomicBool::new(false));
     let left = rpc.max_body_bytes + FRAME_HEADER_BYTES;
     let body = tonic::body::Body::new(Bounded { body, left, overflow: Arc::clone(&overflow) });
-    let answer = rpc.channel.clone().call(Request::from_parts(head, body));
+    let caller = Caller { principal: admitted.principal.unwrap_or_else(nobody), request_id: request_id.to_owned() };
+    let answer = rpc.channel.call_as(caller, &gateway.signer, Request::from_parts(head, body));
     let answer = tokio::time::timeout(timeout, answer).await.map_err(|_| Error::new(Reason::Deadline))?;
     if overflow.load(Ordering::Relaxed) {
         return Err(too_large(rpc));

@@ -2,12 +2,16 @@
 //!
 //! The gateway is a small generic machine that reads descriptors when it starts. It names no service and no message:
 //! routes, JSON, errors and policy all come from the contract, and a new method needs no change here. A request meets,
-//! in this order: an id of its own and the caller's address, a route or an rpc, the policy, the body, the service.
+//! in this order: an id of its own and the caller's address, a route or an rpc, the policy, the body, the service. The
+//! one service that it names is its own: whether a key is good is answered here, from what the gateway knows anyway.
+//!
+//! Beside the contract there are [`doors`] for other people's APIs.
 //!
 //! Deliberately absent: state. Whose a credential is, what is left of a limit and everything else that must be kept
 //! is asked of an [`Authenticator`], a [`Limiter`] and the services.
 
 mod body;
+mod doors;
 mod edge;
 mod envelope;
 mod grpc;
@@ -16,12 +20,13 @@ mod policy;
 mod rest;
 mod table;
 pub mod transcode;
+mod verify;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method as Verb, Request, Response,
+    HeaderName, HeaderValue, Method as Verb, Request, Response,
     header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS},
 };
 use ipnet::IpNet;
@@ -29,21 +34,33 @@ use paperkey_kit::{
     authn::Authenticator,
     channel::Channel,
     clock::Clock,
+    config::Upstream,
     ids,
+    policy::Guarded,
     principal::{REQUEST_ID_HEADER, Signer},
     service::Rpcs,
 };
-use paperkey_proto::{Contract, Error, errors::v1::Reason};
+use paperkey_proto::{
+    Contract, Error, errors::v1::Reason, gateway::v1::key_verification_service_server::KeyVerificationServiceServer,
+};
 
 pub use body::Body;
 pub use policy::{LimitedCall, Limiter};
 
+use doors::{Answered, Doors, Origin};
 use envelope::{Refusal, Teller, asks_for_problem};
 use grpc::Dialect;
 use pages::Pages;
 use policy::Gate;
 use table::Table;
 use transcode::Unspeakable;
+use verify::Verifier;
+
+/// The owner, in the contract, of what the gateway answers itself.
+const OWNER: &str = "gateway";
+
+/// The header that tells a caller the id of the request.
+const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_HEADER);
 
 /// How a gateway behaves.
 #[derive(Clone, Debug)]
@@ -56,6 +73,8 @@ pub struct GatewayConfig {
     pub cors_any_origin: bool,
     /// How long a call to a service may take, in milliseconds.
     pub call_timeout_ms: u64,
+    /// Servers that the gateway stands in front of.
+    pub upstreams: Vec<Upstream>,
     /// The version that the page names.
     pub version: &'static str,
 }
@@ -75,6 +94,9 @@ pub enum GatewayError {
     /// A message has no form in JSON.
     #[error(transparent)]
     Message(#[from] Unspeakable),
+    /// A mounted upstream cannot be served.
+    #[error("upstreams: {0}")]
+    Upstream(String),
     /// The compiled contract cannot be read.
     #[error(transparent)]
     Descriptors(#[from] paperkey_kit::reflection::Garbled),
@@ -95,10 +117,12 @@ struct Inner {
     config: GatewayConfig,
     contract: &'static Contract,
     table: Table,
+    verifier: Verifier,
     gate: Gate,
     signer: Signer,
     clock: Clock,
     pages: Pages,
+    doors: Doors,
     own_services: Rpcs,
     call_timeout: Duration,
     grpc_timeout: HeaderValue,
@@ -117,13 +141,20 @@ impl Gateway {
     ) -> Result<Self, GatewayError> {
         let contract = Contract::get();
         config.public_url.truncate(config.public_url.trim_end_matches('/').len());
-        let table = Table::new(contract, move |owner| channels.get(owner).cloned())?;
+        let verifier = Verifier::new(Arc::clone(&authenticator));
+        let own = Channel::local();
+        let rpcs = Rpcs::new(KeyVerificationServiceServer::new(verifier.clone()));
+        own.bind(Guarded::new(rpcs, signer.clone(), clock.clone(), None));
+        let channel = move |owner: &str| if owner == OWNER { Some(own.clone()) } else { channels.get(owner).cloned() };
+        let table = Table::new(contract, channel)?;
         let call_timeout = Duration::from_millis(config.call_timeout_ms);
         Ok(Self(Arc::new(Inner {
             contract,
             own_services: grpc::own_services(&table)?,
             pages: Pages::new(&config),
+            doors: Doors::new(contract, &config)?,
             table,
+            verifier,
             gate: Gate { authenticator, clock: clock.clone(), limiter },
             signer,
             clock,
@@ -160,6 +191,10 @@ impl Inner {
         // Only routes read a body.
         let mut unread = !request.body().is_end_stream();
         let mut response = match grpc::dialect(request.headers()) {
+            Dialect::Grpc if request.uri().path().starts_with(doors::envoy::SERVICE) => {
+                let request = request.map(tonic::body::Body::new);
+                return Box::pin(doors::envoy::answer(gateway, request, peer, &request_id)).await.map(Body::from);
+            }
             Dialect::Grpc => {
                 let request = request.map(tonic::body::Body::new);
                 // Boxed, so that a REST request does not carry the room that a gRPC one needs.
@@ -185,6 +220,14 @@ impl Inner {
                 let asked = request.headers().get(http::header::ACCESS_CONTROL_REQUEST_HEADERS);
                 edge::preflight(HeaderValue::from_static("POST"), asked)
             }
+            Dialect::Rest if gateway.doors.leads_through(request.uri().path()) => {
+                unread = false;
+                let origin = Origin { peer, client, request_id: &request_id };
+                match Box::pin(doors::answer(gateway, request, origin)).await {
+                    Answered::Ours(response) => response,
+                    Answered::Theirs(response) => return response,
+                }
+            }
             Dialect::Rest => match gateway.page(&request) {
                 Some(Ok(page)) => return page,
                 Some(Err(refusal)) => gateway.refuse(&request, &refusal, &request_id),
@@ -199,8 +242,8 @@ impl Inner {
         if unread {
             edge::hang_up(version, headers);
         }
-        if let Ok(id) = HeaderValue::from_str(&request_id) {
-            headers.insert(REQUEST_ID_HEADER, id);
+        if let Ok(id) = HeaderValue::from_maybe_shared(Bytes::from(request_id)) {
+            headers.insert(REQUEST_ID, id);
         }
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -7,12 +7,20 @@ use std::{net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
-use paperkey_kit::{authn::Authenticator, clock::Clock, policy::authorize, principal::mode_of};
+use ipnet::IpNet;
+use paperkey_kit::{
+    authn::Authenticator,
+    clock::Clock,
+    policy::{authorize, named_tenant},
+    token::TokenKind,
+    values::rfc3339,
+};
 use paperkey_proto::{
     Error,
     contract::Method,
+    errors::v1::Reason,
     options::v1::{Caller, Surface},
-    principal::v1::{Mode, Principal},
+    principal::v1::Principal,
 };
 
 use crate::{
@@ -20,10 +28,6 @@ use crate::{
     table::{Kinds, Rpc},
 };
 
-/// The team that an account means.
-const TEAM_HEADER: &str = "paperkey-team";
-/// The mode that an account means.
-const MODE_HEADER: &str = "paperkey-mode";
 /// Where apps may put their key.
 const API_KEY_HEADER: &str = "x-api-key";
 
@@ -56,6 +60,8 @@ pub(crate) struct Arrival<'a> {
     pub(crate) accepted: Kinds,
     /// Whether the credential may stand in `x-api-key`.
     pub(crate) api_key_header: bool,
+    /// The team that the path names.
+    pub(crate) team: Option<&'a str>,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) client: IpAddr,
 }
@@ -80,8 +86,9 @@ impl Gate {
     /// Lets a call pass, or says why not.
     pub(crate) async fn admit(&self, arrival: &Arrival<'_>) -> Result<Admitted, Refusal> {
         let rpc = arrival.rpc;
-        let principal = if rpc.only_anyone { None } else { self.principal(arrival).await? };
-        let headers = match &self.limiter {
+        let now_ms = self.clock.now_ms();
+        let principal = if rpc.only_anyone { None } else { self.principal(arrival, now_ms).await? };
+        let mut headers = match &self.limiter {
             Some(limiter) => {
                 let call = LimitedCall {
                     method: &rpc.method,
@@ -93,39 +100,124 @@ impl Gate {
             }
             None => Vec::new(),
         };
+        if let Some(principal) = &principal {
+            headers.extend(told_of(principal, now_ms));
+        }
         Ok(Admitted { principal, headers })
     }
 
-    async fn principal(&self, arrival: &Arrival<'_>) -> Result<Option<Arc<Principal>>, Refusal> {
+    async fn principal(&self, arrival: &Arrival<'_>, now_ms: i64) -> Result<Option<Arc<Principal>>, Refusal> {
         let method = &arrival.rpc.method;
-        let Some(credential) = credential(arrival.headers, arrival.api_key_header)? else {
+        let Some(principal) =
+            self.holder(arrival.headers, arrival.api_key_header, arrival.team, arrival.accepted).await?
+        else {
             return if method.serves(Caller::Anyone) { Ok(None) } else { Err(Error::unauthenticated().into()) };
         };
-        let team = match arrival.headers.get(TEAM_HEADER) {
-            Some(team) => Some(team.to_str().map_err(|_| at_header("Paperkey-Team", "must be the id of a team"))?),
-            None => None,
-        };
-        let mode = match arrival.headers.get(MODE_HEADER) {
-            Some(word) => word
-                .to_str()
-                .ok()
-                .and_then(mode_of)
-                .ok_or_else(|| at_header("Paperkey-Mode", "must be one of live, test"))?,
-            None => Mode::Unspecified,
-        };
-        let sent = |error: Error| Refusal { credential_sent: true, ..error.into() };
-        let principal = self.authenticator.authenticate(credential, team, mode).await.map_err(sent)?;
-        if !arrival.accepted.has(principal.kind()) {
+        allowed_from(&principal, arrival.client).map_err(sent)?;
+        authorize(method, &principal, now_ms).map_err(sent)?;
+        Ok(Some(principal))
+    }
+
+    /// Whose the credential of these headers is, if there is one. It must be good and of an accepted kind.
+    async fn holder(
+        &self,
+        headers: &HeaderMap,
+        api_key_header: bool,
+        team: Option<&str>,
+        accepted: Kinds,
+    ) -> Result<Option<Arc<Principal>>, Refusal> {
+        let Some(credential) = credential(headers, api_key_header)? else { return Ok(None) };
+        // Told by its form, before anybody is asked: an answer must not tell whether such a credential exists.
+        if kind_by_form(credential).is_some_and(|kind| !accepted.has(kind)) {
             let message = "This kind of credential is not accepted here";
             return Err(sent(Error::unauthenticated().with_message(message)));
         }
-        authorize(method, &principal, self.clock.now_ms()).map_err(sent)?;
-        Ok(Some(principal))
+        let (named, mode) = named_tenant(headers).map_err(Refusal::as_sent)?;
+        let principal = self.authenticator.principal(credential, team.or(named), mode).await.map_err(sent)?;
+        if accepted.has(principal.kind()) { Ok(Some(principal)) } else { Err(sent(Error::unauthenticated())) }
     }
 }
 
-fn at_header(name: &str, message: &str) -> Refusal {
-    Refusal::as_sent(Error::field(name, message))
+/// Whose a credential is, outside of any method.
+#[derive(Debug)]
+pub(crate) struct Identified {
+    pub(crate) principal: Arc<Principal>,
+    /// What its holder should be told.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Gate {
+    /// Whose the credential of these headers is, if there is one. It must be good, of an accepted kind, and used from
+    /// where it may be used; where the address is not known, one that is bound to some is refused.
+    pub(crate) async fn identify(
+        &self,
+        headers: &HeaderMap,
+        accepted: Kinds,
+        client: Option<IpAddr>,
+    ) -> Result<Option<Identified>, Refusal> {
+        let Some(principal) = self.holder(headers, true, None, accepted).await? else { return Ok(None) };
+        let now_ms = self.clock.now_ms();
+        if principal.expires_at_ms != 0 && principal.expires_at_ms <= now_ms {
+            return Err(sent(Error::unauthenticated()));
+        }
+        match client {
+            Some(client) => allowed_from(&principal, client).map_err(sent)?,
+            None if principal.allowlist.is_empty() => {}
+            None => return Err(sent(Error::new(Reason::IpNotAllowed))),
+        }
+        let headers = told_of(&principal, now_ms);
+        Ok(Some(Identified { principal, headers }))
+    }
+}
+
+/// A refusal of what was sent as a credential.
+fn sent(error: Error) -> Refusal {
+    Refusal { credential_sent: true, ..error.into() }
+}
+
+/// The kind of caller that a credential claims to be of, whether it is good or not.
+fn kind_by_form(credential: &str) -> Option<Caller> {
+    // The parts of a session are told by dots, which no key has.
+    if credential.contains('.') {
+        return Some(Caller::Account);
+    }
+    TokenKind::claimed_by(credential).map(|kind| match kind {
+        TokenKind::TeamLive | TokenKind::TeamTest | TokenKind::PlatformLive | TokenKind::PlatformTest => {
+            Caller::TeamKey
+        }
+        TokenKind::Free => Caller::FreeKey,
+        TokenKind::System => Caller::SystemKey,
+        TokenKind::User => Caller::UserToken,
+        TokenKind::ProductPublic => Caller::ProductPublicKey,
+        TokenKind::ProductSecret => Caller::ProductSecretKey,
+    })
+}
+
+/// Refuses an address that the credential may not be used from.
+pub(crate) fn allowed_from(principal: &Principal, client: IpAddr) -> Result<(), Error> {
+    let within = |network: &String| network.parse::<IpNet>().is_ok_and(|network| network.contains(&client));
+    if principal.allowlist.is_empty() || principal.allowlist.iter().any(within) {
+        Ok(())
+    } else {
+        Err(Error::new(Reason::IpNotAllowed))
+    }
+}
+
+/// What the holder of a credential should know of its end.
+fn told_of(principal: &Principal, now_ms: i64) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers = Vec::new();
+    let mut tell = |name, at_ms| {
+        if let Ok(time) = HeaderValue::from_str(&rfc3339(at_ms)) {
+            headers.push((HeaderName::from_static(name), time));
+        }
+    };
+    if principal.superseded && principal.expires_at_ms != 0 {
+        tell("paperkey-key-expires", principal.expires_at_ms);
+    }
+    if principal.rotation_due_at_ms != 0 && principal.rotation_due_at_ms <= now_ms {
+        tell("paperkey-key-rotation-due", principal.rotation_due_at_ms);
+    }
+    headers
 }
 
 /// The one credential of a call, if it brings one.

@@ -3,7 +3,7 @@
 //! Policy stands before the body, so that a stranger learns nothing of what a request should look like, and a body is
 //! read only for those who may send it.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -12,10 +12,9 @@ use http::{
     request::Parts as Head,
 };
 use http_body_util::{BodyExt as _, Full};
-use paperkey_kit::principal::{PRINCIPAL_HEADER, REQUEST_ID_HEADER};
+use paperkey_kit::principal::{Caller, nobody};
 use paperkey_proto::{Error, errors::v1::Reason, principal::v1::Principal};
 use tonic::Status;
-use tower::Service as _;
 
 use crate::{
     Inner,
@@ -115,6 +114,7 @@ where
             surface: Some(route.surface.surface),
             accepted: route.accepted,
             api_key_header: options.api_key_header,
+            team: route.team.and_then(|at| variables.get(at)).map(|(_, team)| *team),
             headers: &head.headers,
             client,
         })
@@ -128,7 +128,12 @@ where
     let parts = Parts { case: options.request_case(), variables, query: head.uri.query(), body: body.as_deref() };
     let frame = gateway.table.schema.request(rpc.input, &parts).map_err(Refusal::as_sent)?;
 
-    let message = call(gateway, rpc, frame, admitted.principal.as_deref(), &head.headers, request_id).await?;
+    let principal = admitted.principal;
+    let message = if rpc.verifies {
+        gateway.verifier.answer(principal.as_ref(), &frame[FRAME_HEADER_BYTES..]).await?.into()
+    } else {
+        call(gateway, rpc, frame, principal, &head.headers, request_id).await?
+    };
     let mut response = if rpc.success == StatusCode::NO_CONTENT {
         Response::new(Body::empty())
     } else {
@@ -167,7 +172,7 @@ async fn call(
     gateway: &Inner,
     rpc: &Rpc,
     frame: Vec<u8>,
-    principal: Option<&Principal>,
+    principal: Option<Arc<Principal>>,
     incoming: &HeaderMap,
     request_id: &str,
 ) -> Result<Bytes, Error> {
@@ -179,14 +184,16 @@ async fn call(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.insert("grpc-timeout", gateway.grpc_timeout.clone());
-    headers.insert(PRINCIPAL_HEADER, gateway.signer.sign(principal, &rpc.method.path, request_id));
-    headers.insert(REQUEST_ID_HEADER, HeaderValue::from_str(request_id).map_err(Error::internal)?);
     if let Some(parent) = incoming.get("traceparent").filter(|parent| parent.len() <= 64) {
         headers.insert("traceparent", parent.clone());
     }
-    let mut channel = rpc.channel.clone();
+    let caller = Caller { principal: principal.unwrap_or_else(nobody), request_id: request_id.to_owned() };
     let exchange = async {
-        let response = channel.call(request).await.map_err(|status| Error::from_status(&status))?;
+        let response = rpc
+            .channel
+            .call_as(caller, &gateway.signer, request)
+            .await
+            .map_err(|status| Error::from_status(&status))?;
         message_of(response).await
     };
     tokio::time::timeout(gateway.call_timeout, exchange).await.map_err(|_| Error::new(Reason::Deadline))?

@@ -16,10 +16,14 @@ use paperkey_proto::{
 use crate::{
     GatewayError,
     transcode::{MessageId, Schema},
+    verify::VERIFY_KEY,
 };
 
 /// The most variables that a path may have.
 pub(crate) const MAX_VARIABLES: usize = 8;
+
+/// The variable of a path by which a route names its team.
+const TEAM_VARIABLE: &str = "team_id";
 
 /// A set of kinds of caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +54,8 @@ pub(crate) struct Rpc {
     /// Its path, as a request to its service names it.
     pub(crate) uri: Uri,
     pub(crate) channel: Channel,
+    /// Whether the gateway has the answer at hand.
+    pub(crate) verifies: bool,
     pub(crate) input: MessageId,
     pub(crate) output: MessageId,
     pub(crate) success: StatusCode,
@@ -71,6 +77,8 @@ pub(crate) struct RestRoute {
     pub(crate) accepted: Kinds,
     /// The fields that the variables of the path stand for, in order.
     pub(crate) variables: Vec<usize>,
+    /// Which of the variables names the team that the call is for.
+    pub(crate) team: Option<usize>,
     pub(crate) body: bool,
 }
 
@@ -118,6 +126,7 @@ impl Table {
             let rpc = Arc::new(Rpc {
                 uri: Uri::try_from(method.path.as_str()).map_err(|_| GatewayError::Path(method.path.clone()))?,
                 channel: channel(&method.owner).ok_or_else(|| GatewayError::NoChannel(method.owner.clone()))?,
+                verifies: method.path == VERIFY_KEY,
                 input: schema.learn(&method.descriptor.input())?,
                 output: schema.learn(&method.descriptor.output())?,
                 success: StatusCode::from_u16(method.success_code()).unwrap_or(StatusCode::OK),
@@ -145,6 +154,7 @@ impl Table {
                     surface,
                     accepted: Kinds::of(surface.options.callers()).without(Caller::Service),
                     variables,
+                    team: route.variables.iter().position(|name| name == TEAM_VARIABLE),
                     body: route.body,
                 };
                 let template = numbered(&route.template);

@@ -233,6 +233,7 @@ fn house_with(change: impl FnOnce(&mut GatewayConfig)) -> House {
         trusted_proxies: Vec::new(),
         cors_any_origin: false,
         call_timeout_ms: 10_000,
+        upstreams: Vec::new(),
         version: "1.2.3",
     };
     change(&mut config);

@@ -22,6 +22,8 @@ impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
         let mut all = kit::migrations();
         all.push(Box::new(Tables));
+        all.push(Box::new(KeyLife));
+        all.push(Box::new(People));
         all
     }
 }
@@ -164,4 +166,189 @@ fn indexes() -> [IndexCreateStatement; 3] {
             .col("id")
             .take(),
     ]
+}
+
+/// The whole life of keys: rotation, use, own limits, sandbox teams.
+struct KeyLife;
+
+impl MigrationName for KeyLife {
+    fn name(&self) -> &'static str {
+        "auth_0002_key_life"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for KeyLife {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let keys = [
+            optional_text("created_by_name"),
+            optional_text("revoked_by_name"),
+            optional_text("superseded_by"),
+            optional_text("replaces"),
+            optional_integer("rotated_at_ms"),
+            optional_integer("first_used_at_ms"),
+            optional_integer("last_used_at_ms"),
+            optional_integer("requests_per_minute"),
+            optional_integer("rotate_every_days"),
+            optional_integer("rotation_due_at_ms"),
+            optional_integer("rotation_told_at_ms"),
+        ];
+        for column in keys {
+            manager.alter_table(Table::alter().table("keys").add_column(column).take()).await?;
+        }
+        let mut leak_action = text("leak_action");
+        let teams = [
+            leak_action.default("revoke").take(),
+            optional_integer("expires_at_ms"),
+            optional_integer("deleted_at_ms"),
+            optional_integer("requests_per_minute"),
+        ];
+        for column in teams {
+            manager.alter_table(Table::alter().table("teams").add_column(column).take()).await?;
+        }
+        manager.create_index(Index::create().name("keys_by_user").table("keys").col("user_id").take()).await?;
+        for statement in [
+            "DROP INDEX keys_one_system",
+            // The old half of a rotated key lives on beside the new one.
+            "CREATE UNIQUE INDEX keys_one_system ON keys (kind) \
+             WHERE kind = 'system' AND revoked_at_ms IS NULL AND superseded_by IS NULL",
+            "CREATE INDEX keys_by_rotation ON keys (rotation_due_at_ms) WHERE rotation_due_at_ms IS NOT NULL",
+            "CREATE INDEX keys_by_revocation ON keys (revoked_at_ms) WHERE revoked_at_ms IS NOT NULL",
+            "CREATE INDEX keys_by_expiry ON keys (expires_at_ms) WHERE expires_at_ms IS NOT NULL",
+            "CREATE INDEX teams_by_expiry ON teams (expires_at_ms) WHERE expires_at_ms IS NOT NULL",
+            "CREATE INDEX teams_by_deletion ON teams (deleted_at_ms) WHERE deleted_at_ms IS NOT NULL",
+        ] {
+            manager.get_connection().execute_unprepared(statement).await?;
+        }
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for index in [
+            "teams_by_deletion",
+            "teams_by_expiry",
+            "keys_by_expiry",
+            "keys_by_revocation",
+            "keys_by_rotation",
+            "keys_by_user",
+            "keys_one_system",
+        ] {
+            manager.get_connection().execute_unprepared(&format!("DROP INDEX {index}")).await?;
+        }
+        let connection = manager.get_connection();
+        // What the older schema cannot tell from a key that works on is closed.
+        connection.execute_unprepared("DELETE FROM keys WHERE superseded_by IS NOT NULL").await?;
+        for column in ["leak_action", "expires_at_ms", "deleted_at_ms", "requests_per_minute"] {
+            manager.alter_table(Table::alter().table("teams").drop_column(column).take()).await?;
+        }
+        for column in [
+            "created_by_name",
+            "revoked_by_name",
+            "superseded_by",
+            "replaces",
+            "rotated_at_ms",
+            "first_used_at_ms",
+            "last_used_at_ms",
+            "requests_per_minute",
+            "rotate_every_days",
+            "rotation_due_at_ms",
+            "rotation_told_at_ms",
+        ] {
+            manager.alter_table(Table::alter().table("keys").drop_column(column).take()).await?;
+        }
+        connection
+            .execute_unprepared(
+                "CREATE UNIQUE INDEX keys_one_system ON keys (kind) \
+                 WHERE kind = 'system' AND revoked_at_ms IS NULL",
+            )
+            .await?;
+        Ok(())
+    }
+}
+
+/// Invitations, resets of passwords, mail that waits to be sent, and failed logins.
+struct People;
+
+impl MigrationName for People {
+    fn name(&self) -> &'static str {
+        "auth_0003_people"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for People {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for table in [invitations(), password_resets(), mails(), login_failures()] {
+            manager.create_table(table).await?;
+        }
+        for index in [
+            Index::create()
+                .name("invitations_by_email")
+                .table("invitations")
+                .col("team_id")
+                .col("email_lower")
+                .unique()
+                .take(),
+            Index::create().name("mails_by_due").table("mails").col("due_at_ms").take(),
+        ] {
+            manager.create_index(index).await?;
+        }
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for table in ["login_failures", "mails", "password_resets", "invitations"] {
+            manager.drop_table(Table::drop().table(table).take()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn invitations() -> TableCreateStatement {
+    Table::create()
+        .table("invitations")
+        .col(text("id").primary_key())
+        .col(text("team_id"))
+        .col(text("email_lower"))
+        .col(text("email"))
+        .col(text("role"))
+        .col(bytes("token_hash").unique_key())
+        .col(text("invited_by"))
+        .col(integer("created_at_ms"))
+        .col(integer("expires_at_ms"))
+        .take()
+}
+
+/// A request for an address without an account is kept as well, with no user: both cost the same.
+fn password_resets() -> TableCreateStatement {
+    Table::create()
+        .table("password_resets")
+        .col(text("id").primary_key())
+        .col(bytes("token_hash").unique_key())
+        .col(optional_text("user_id"))
+        .col(integer("created_at_ms"))
+        .col(integer("expires_at_ms"))
+        .take()
+}
+
+/// Mail that waits to be sent. Sealed: it holds links that are as good as a password.
+fn mails() -> TableCreateStatement {
+    Table::create()
+        .table("mails")
+        .col(text("id").primary_key())
+        .col(bytes("sealed"))
+        .col(integer("attempts"))
+        .col(integer("due_at_ms"))
+        .col(integer("created_at_ms"))
+        .take()
+}
+
+/// Of an address only its keyed hash: whether it has an account makes no difference here.
+fn login_failures() -> TableCreateStatement {
+    Table::create()
+        .table("login_failures")
+        .col(bytes("email_hash").primary_key())
+        .col(integer("failures"))
+        .col(integer("since_ms"))
+        .take()
 }

@@ -1,4 +1,5 @@
-//! The schema of the licensing service: licences, their activations, and the products they are for.
+//! The schema of the licensing service: licences, their activations, and the products and clients they are
+//! for.
 //!
 //! The count of activations stands in the licence's own row: that row is the lock under which slots are taken, on
 //! both engines. Deliberately absent: foreign keys, since a product's licences are deleted in bounded batches.
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
         let mut all = kit::migrations();
         all.push(Box::new(Tables));
+        all.push(Box::new(Clients));
         all
     }
 }
@@ -77,6 +79,54 @@ impl MigrationTrait for Tables {
         }
         Ok(())
     }
+}
+
+struct Clients;
+
+impl MigrationName for Clients {
+    fn name(&self) -> &'static str {
+        "licensing_0002_clients"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Clients {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.create_table(clients()).await?;
+        // So that what is known of products goes with their team.
+        let team_id = text("team_id").default("").take();
+        manager.alter_table(Table::alter().table("products").add_column(team_id).take()).await?;
+        manager
+            .get_connection()
+            .execute_unprepared(
+                "UPDATE products SET team_id = COALESCE((SELECT MIN(licenses.team_id) FROM licenses \
+                 WHERE licenses.product_id = products.id), '')",
+            )
+            .await?;
+        for table in ["products", "clients"] {
+            let by_team = Index::create().name(format!("{table}_by_team")).table(table).col("team_id").take();
+            manager.create_index(by_team).await?;
+        }
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.drop_index(Index::drop().name("products_by_team").table("products").to_owned()).await?;
+        manager.alter_table(Table::alter().table("products").drop_column("team_id").take()).await?;
+        manager.drop_table(Table::drop().table("clients").take()).await
+    }
+}
+
+/// The clients that licences name. A row is the lock that keeps a licence from naming a client that is being deleted,
+/// and stays behind as the tombstone.
+fn clients() -> TableCreateStatement {
+    Table::create()
+        .table("clients")
+        .col(text("id").primary_key())
+        .col(text("team_id"))
+        .col(text("mode"))
+        .col(optional_integer("deleted_at_ms"))
+        .take()
 }
 
 fn licenses() -> TableCreateStatement {

@@ -22,6 +22,7 @@ impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
         let mut all = kit::migrations();
         all.push(Box::new(Tables));
+        all.push(Box::new(Teams));
         all
     }
 }
@@ -61,6 +62,45 @@ impl MigrationTrait for Tables {
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         for table in TABLES.into_iter().rev() {
             manager.drop_table(Table::drop().table(table).to_owned()).await?;
+        }
+        Ok(())
+    }
+}
+
+struct Teams;
+
+impl MigrationName for Teams {
+    fn name(&self) -> &'static str {
+        "webhook_0002_teams"
+    }
+}
+
+/// What belongs to a team itself has an empty `product_id`: by that alone, all teams would be looked through.
+#[async_trait::async_trait]
+impl MigrationTrait for Teams {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let by_owner = |name, table| Index::create().name(name).table(table).col("team_id").col("mode").take();
+        for index in [
+            by_owner("endpoints_by_owner", "endpoints").col("product_id").col("id").take(),
+            by_owner("events_by_owner", "events").col("product_id").take(),
+            by_owner("products_by_owner", "products").take(),
+        ] {
+            manager.create_index(index).await?;
+        }
+        for (index, table) in [("endpoints_by_product", "endpoints"), ("events_by_product", "events")] {
+            manager.drop_index(Index::drop().name(index).table(table).to_owned()).await?;
+        }
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for index in indexes().into_iter().take(2) {
+            manager.create_index(index).await?;
+        }
+        for (index, table) in
+            [("endpoints_by_owner", "endpoints"), ("events_by_owner", "events"), ("products_by_owner", "products")]
+        {
+            manager.drop_index(Index::drop().name(index).table(table).to_owned()).await?;
         }
         Ok(())
     }

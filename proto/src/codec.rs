@@ -25,6 +25,14 @@ fn buffers() -> BufferSettings {
     BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
 }
 
+/// Decodes a message that keeps its rules, or says which field breaks which.
+pub fn decode<M: Message + Name + Default>(bytes: &[u8]) -> Result<M, Error> {
+    if let Some(rules) = rules::of::<M>() {
+        rules.check(bytes)?;
+    }
+    M::decode(bytes).map_err(|_| Error::malformed("the message is not valid protobuf of its type"))
+}
+
 /// Encodes `T`, and decodes `U` where it keeps the rules.
 #[derive(Debug)]
 pub struct ContractCodec<T, U>(PhantomData<(T, U)>);
@@ -54,7 +62,7 @@ where
     }
 }
 
-/// Decodes a message that keeps its rules, or says which field breaks which.
+/// The decoder of [`ContractCodec`].
 #[derive(Debug)]
 pub struct RulesDecoder<U>(PhantomData<U>);
 
@@ -63,13 +71,7 @@ impl<U: Message + Name + Default> Decoder for RulesDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        let bytes = buf.copy_to_bytes(buf.remaining());
-        if let Some(rules) = rules::of::<U>() {
-            rules.check(&bytes)?;
-        }
-        let message =
-            U::decode(bytes).map_err(|_| Error::malformed("the message is not valid protobuf of its type"))?;
-        Ok(Some(message))
+        Ok(Some(decode(&buf.copy_to_bytes(buf.remaining()))?))
     }
 
     fn buffer_settings(&self) -> BufferSettings {

@@ -149,6 +149,11 @@ impl Contract {
         self.scopes.get(&scope).map_or("", |options| options.word.as_str())
     }
 
+    /// Whether a scope lets anything be changed.
+    pub fn scope_writes(&self, scope: Scope) -> bool {
+        self.scopes.get(&scope).is_none_or(|options| options.write)
+    }
+
     /// All scopes, with what they are called.
     pub fn scopes(&self) -> impl Iterator<Item = (Scope, &ScopeOptions)> {
         self.scopes.iter().map(|(scope, options)| (*scope, options))
@@ -283,10 +288,14 @@ impl Reader<'_> {
                 Scope::try_from(policy.scope).is_ok_and(|scope| contract.scopes.contains_key(&scope)),
                 "needs a scope that nobody defines",
             );
-            require(policy.tenant() == Tenant::Caller, "has a scope of a team's data, but no tenant");
+            require(
+                matches!(policy.tenant(), Tenant::Caller | Tenant::Any),
+                "has a scope of a team's data, but no tenant",
+            );
             require(!method.serves(Caller::Anyone), "has a scope, which nobody in particular can hold");
         } else {
-            require(policy.tenant() != Tenant::Caller, "touches a team's data without a scope");
+            require(!matches!(policy.tenant(), Tenant::Caller | Tenant::Any), "touches a team's data without a scope");
+            require(!policy.owner_only, "is for Owners only, and has no scope");
         }
         for class in &policy.rate_classes {
             let options = RateClass::try_from(*class).ok().and_then(|class| contract.rate_classes.get(&class));

@@ -29,4 +29,4 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/redacted.rs"));
 }
 
-pub use generated::paperkey::{auth, catalog, errors, events, licensing, options, principal, webhook};
+pub use generated::paperkey::{auth, catalog, errors, events, gateway, licensing, options, principal, webhook};

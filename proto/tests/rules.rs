@@ -49,12 +49,13 @@ fn a_fault_inside_a_message_or_a_list_is_named_by_its_path() {
         [fault("price.amount", "must be at least 0"), fault("price.currency", "must be 3 characters long")]
     );
     let events = vec!["license.created".into(), "x".repeat(65), "license.created".into()];
-    let request = CreateWebhookRequest { product_id: "p".into(), url: "u".into(), events };
+    let request =
+        CreateWebhookRequest { product_id: "p".into(), url: "u".into(), events, ..CreateWebhookRequest::default() };
     assert_eq!(
         faults(&request),
         [fault("events[1]", "must be at most 64 characters long"), fault("events[2]", "must not be listed twice")]
     );
-    let request = CreateWebhookRequest { product_id: "p".into(), url: "u".into(), events: Vec::new() };
+    let request = CreateWebhookRequest { product_id: "p".into(), url: "u".into(), ..CreateWebhookRequest::default() };
     assert_eq!(faults(&request), [fault("events", "needs at least 1 item")]);
 }
 

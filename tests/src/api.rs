@@ -1,6 +1,6 @@
 //! An HTTP client that keeps its connections, sends what it is told to, and looks at every answer.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
@@ -12,7 +12,7 @@ use hyper_util::{
 use paperkey_proto::errors::v1::Reason;
 use serde_json::Value;
 
-use crate::envelope;
+use crate::{envelope, leaks::tokens_in};
 
 /// How long an answer may take before the test fails.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -49,9 +49,21 @@ impl Api {
         Self { base: base.to_owned(), client: new_client(), headers: HeaderMap::new(), public: true }
     }
 
+    /// A client of somebody else's listener, such as a proxy's.
+    pub fn of_another(base: &str) -> Self {
+        Self { public: false, ..Self::new(base) }
+    }
+
     /// A client of an operations listener.
     pub fn of_operations(base: &str) -> Self {
         Self { public: false, ..Self::new(base) }
+    }
+
+    /// The same client, calling from another address of this machine, such as 127.0.0.5.
+    #[must_use]
+    pub fn from_address(&self, address: &str) -> Self {
+        let address: IpAddr = address.parse().expect("tests name addresses that exist");
+        Self { client: new_client_from(Some(address)), ..self.clone() }
     }
 
     /// The same client, with none of the connections it has.
@@ -167,13 +179,19 @@ impl Api {
         let answer = Answer::new(asked, path, head.status, head.headers, body);
         if self.public {
             answer.bears_a_request_id();
+            answer.tells_no_secret();
         }
         Ok(answer)
     }
 }
 
 fn new_client() -> Client<HttpConnector, Full<Bytes>> {
+    new_client_from(None)
+}
+
+fn new_client_from(address: Option<IpAddr>) -> Client<HttpConnector, Full<Bytes>> {
     let mut connector = HttpConnector::new();
+    connector.set_local_address(address);
     connector.set_nodelay(true);
     Client::builder(TokioExecutor::new()).build(connector)
 }
@@ -224,6 +242,14 @@ impl Answer {
         let named = details.iter().any(|detail| detail["field"] == field && detail["message"].is_string());
         assert!(named, "{}: {field} is not named: {}", self.asked, self.text());
         self
+    }
+
+    /// A refusal gives nothing away, also not what the caller sent.
+    #[track_caller]
+    fn tells_no_secret(&self) {
+        let refused = self.status.is_client_error() || self.status.is_server_error();
+        let found = if refused { tokens_in(&self.body) } else { Vec::new() };
+        assert!(found.is_empty(), "{}: the refusal holds {found:?}: {}", self.asked, self.text());
     }
 
     /// Every answer of the API can be found in the log.

@@ -26,6 +26,7 @@ use tokio::sync::OnceCell;
 use crate::{
     api::Api,
     database::PostgresDatabase,
+    leaks::secrets_in,
     people::Account,
     process::{self, Ended, Line, Process, print_lines},
     wait::eventually,
@@ -331,6 +332,21 @@ impl Installation {
         self.folder.path().join(format!("data-{name}"))
     }
 
+    /// Where mails are written that no server carries.
+    pub fn mail_folder(&self) -> PathBuf {
+        self.data_of(self.host_of("auth")).join("mail")
+    }
+
+    /// Mails that were written to an address, in the order of their making.
+    pub fn mails_to(&self, email: &str) -> Vec<String> {
+        let Ok(folder) = fs::read_dir(self.mail_folder()) else { return Vec::new() };
+        let mut paths: Vec<PathBuf> = folder.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        paths.retain(|path| path.extension().is_some_and(|end| end == "eml"));
+        paths.sort();
+        let to = format!("\nTo: {email}\r\n");
+        paths.iter().filter_map(|path| fs::read_to_string(path).ok()).filter(|mail| mail.contains(&to)).collect()
+    }
+
     /// Signs as the processes of this installation do, by a given clock.
     pub fn signer(&self, clock: Clock) -> Signer {
         let keyring = match &self.keys {
@@ -370,6 +386,24 @@ impl Drop for Installation {
             for (name, lines) in &self.past {
                 print_lines(&format!("{name} (killed)"), lines);
             }
+        } else {
+            self.keeps_its_secrets();
+        }
+    }
+}
+
+impl Installation {
+    /// Nothing that this installation has written, to its logs or to its files, holds a secret.
+    fn keeps_its_secrets(&self) {
+        for (name, line) in self.written() {
+            let found = secrets_in(line.text.as_bytes());
+            assert!(found.is_empty(), "{name} wrote {found:?} to its log: {}", line.text);
+        }
+        // A mail that could not be sent is kept for a person to read.
+        let kept = |path: &Path| path.extension().is_none_or(|extension| extension != "eml");
+        for (path, bytes) in self.files().into_iter().filter(|(path, _)| kept(path)) {
+            let found = secrets_in(&bytes);
+            assert!(found.is_empty(), "{} holds {found:?}", path.display());
         }
     }
 }
@@ -387,7 +421,8 @@ fn localhost(port: u16) -> SocketAddr {
 }
 
 /// A port that nobody has at the moment.
-fn free_port() -> SocketAddr {
+/// A port of this machine that nobody listens on.
+pub(crate) fn free_port() -> SocketAddr {
     loop {
         let address = localhost(rand::rng().random_range(PORTS));
         if TcpListener::bind(address).is_ok() {

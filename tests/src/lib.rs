@@ -9,18 +9,24 @@
 
 pub mod api;
 mod database;
+pub mod echo;
 pub mod envelope;
 pub mod grpc;
+pub mod holders;
 pub mod http1;
 pub mod installation;
+pub mod leaks;
 pub mod people;
 pub mod process;
+pub mod proxy;
 pub mod receiver;
 pub mod wait;
 
 pub use api::{Answer, Api};
+pub use echo::Echo;
 pub use installation::{Installation, Kind, Settings};
 pub use people::{Account, License, Product};
+pub use proxy::Proxy;
 pub use receiver::Receiver;
 pub use wait::{eventually, within};
 

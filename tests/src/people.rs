@@ -4,7 +4,10 @@ use std::ops::Deref;
 
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Api};
+use crate::{
+    api::{Answer, Api},
+    installation::Installation,
+};
 
 /// Somebody with an account and a team, and a client that speaks as them.
 #[derive(Clone, Debug)]
@@ -48,6 +51,15 @@ pub struct Product {
     pub secret_key: String,
 }
 
+/// A key of a team.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// `key_…`
+    pub id: String,
+    /// The token.
+    pub token: String,
+}
+
 /// A licence.
 #[derive(Clone, Debug)]
 pub struct License {
@@ -57,13 +69,24 @@ pub struct License {
     pub key: String,
 }
 
-/// A webhook of a product, with its secret.
+/// A webhook of a product or a team, with its secret.
 #[derive(Clone, Debug)]
 pub struct Webhook {
     /// `wh_…`
     pub id: String,
     /// `whsec_…`
     pub secret: String,
+}
+
+/// An invitation into a team, with what the inviter is told.
+#[derive(Clone, Debug)]
+pub struct Invitation {
+    /// `inv_…`
+    pub id: String,
+    /// The link.
+    pub url: String,
+    /// What the link carries.
+    pub token: String,
 }
 
 /// Every event that products send.
@@ -121,6 +144,65 @@ impl Account {
         Self { api: gateway.as_account(&self.token), anonymous: gateway.clone(), ..self.clone() }
     }
 
+    /// Somebody new, who joins the first team in a role.
+    pub async fn team_mate(&self, install: &Installation, role: &str) -> Self {
+        let mate = install.register().await;
+        self.takes_in(&self.team_id, &mate, role).await;
+        mate
+    }
+
+    /// Signs in with a password.
+    pub async fn login(&self, password: &str) -> Answer {
+        self.anonymous.post("/auth/login", json!({"email": self.email, "password": password})).await
+    }
+
+    /// Creates a team, and says which.
+    pub async fn create_team(&self, name: &str) -> String {
+        text(self.post("/teams", json!({"name": name})).await.gives(201), "/id")
+    }
+
+    /// Invites somebody into the first team.
+    pub async fn invite(&self, email: &str, role: &str) -> Invitation {
+        self.invite_into(&self.team_id, email, role).await
+    }
+
+    /// Invites somebody into a team.
+    pub async fn invite_into(&self, team_id: &str, email: &str, role: &str) -> Invitation {
+        let answer = self.post(&format!("/teams/{team_id}/members"), json!({"email": email, "role": role})).await;
+        let json = answer.gives(201);
+        let url = text(json, "/inviteUrl");
+        let token = url.split_once("?token=").map(|(_, token)| token.to_owned()).expect("the link carries a token");
+        Invitation { id: text(json, "/id"), url, token }
+    }
+
+    /// Accepts an invitation.
+    pub async fn accept(&self, invitation: &Invitation) -> Answer {
+        self.post("/auth/invitations/accept", json!({"token": invitation.token})).await
+    }
+
+    /// Invites somebody into a team, and has them accept.
+    pub async fn takes_in(&self, team_id: &str, other: &Self, role: &str) {
+        let invitation = self.invite_into(team_id, &other.email, role).await;
+        other.accept(&invitation).await.gives(200);
+    }
+
+    /// Makes a key of the first team.
+    pub async fn create_key(&self, with: Value) -> Key {
+        let answer = self.post(&format!("/teams/{}/api-keys", self.team_id), with).await;
+        let json = answer.gives(201);
+        Key { id: text(json, "/id"), token: text(json, "/key") }
+    }
+
+    /// The token of a live key that may be used from one address only.
+    pub async fn allowlisted_key(&self, address: &str) -> String {
+        self.create_key(json!({"name": "At home", "allowlist": [address]})).await.token
+    }
+
+    /// Revokes a key of the first team.
+    pub async fn revoke_key(&self, key: &Key) {
+        self.delete(&format!("/teams/{}/api-keys/{}", self.team_id, key.id)).await.gives(200);
+    }
+
     /// Creates a product.
     pub async fn create_product(&self, name: &str) -> Product {
         let answer = self.post("/products", json!({"name": name})).await;
@@ -144,8 +226,7 @@ impl Account {
     pub async fn subscribe(&self, product: &Product, url: &str) -> Webhook {
         let path = format!("/products/{}/webhooks", product.id);
         let answer = self.post(&path, json!({"url": url, "events": PRODUCT_EVENTS})).await;
-        let json = answer.gives(201);
-        Webhook { id: text(json, "/id"), secret: text(json, "/secret") }
+        Webhook::of(answer.gives(201))
     }
 
     /// Revokes a licence.
@@ -168,9 +249,21 @@ impl Account {
         self.anonymous.with_key(&product.secret_key)
     }
 
+    /// An integration in the world of test data, with a new key of the team.
+    pub async fn test_integration(&self) -> Api {
+        self.anonymous.with_key(&self.create_key(json!({"name": "Test", "mode": "test"})).await.token)
+    }
+
     /// An integration, with a key of the team.
     pub fn integration(&self) -> Api {
         self.anonymous.with_key(&self.live_key)
+    }
+}
+
+impl Webhook {
+    /// The webhook of the answer that made it.
+    pub fn of(json: &Value) -> Self {
+        Self { id: text(json, "/id"), secret: text(json, "/secret") }
     }
 }
 

@@ -328,8 +328,15 @@ impl Writing<'_> {
     }
 
     fn text(&mut self, bytes: &[u8]) -> Written {
-        std::str::from_utf8(bytes).map_err(|_| Garbled)?;
-        put_text(&mut self.out, bytes);
+        if is_plain(bytes) {
+            self.out.reserve(bytes.len() + 2);
+            self.out.push(b'"');
+            self.out.extend_from_slice(bytes);
+            self.out.push(b'"');
+        } else {
+            std::str::from_utf8(bytes).map_err(|_| Garbled)?;
+            put_text(&mut self.out, bytes);
+        }
         Ok(())
     }
 
@@ -364,6 +371,12 @@ impl Writing<'_> {
         }
         self.out.extend_from_slice(&digits[at..]);
     }
+}
+
+/// Whether a text is ASCII, and is written in JSON as it stands. It looks at every byte, whatever it finds, so that
+/// many are looked at in one step.
+fn is_plain(bytes: &[u8]) -> bool {
+    bytes.iter().fold(true, |plain, byte| plain & ((0x20..0x7f).contains(byte) && *byte != b'"' && *byte != b'\\'))
 }
 
 /// Appends text as a JSON string.

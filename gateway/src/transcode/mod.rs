@@ -24,6 +24,7 @@ use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind as ProtoKind, MessageD
 
 pub(crate) use answer::put_text;
 pub use request::Parts;
+pub(crate) use request::{pairs, percent_decoded};
 
 /// How deep JSON may nest. protobuf's decoder counts three levels for one of `google.protobuf.Struct` and stops at
 /// a hundred, so anything that passes here can be read by the services.

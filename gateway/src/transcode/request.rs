@@ -1074,12 +1074,12 @@ fn parse_duration(text: &str) -> Option<(i64, i32)> {
 }
 
 /// The names and values of a query, still encoded.
-fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(crate) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
 /// Text without its percent encoding; nothing where it is not UTF-8 or not well-formed.
-fn percent_decoded(text: &str, plus_is_space: bool) -> Option<Cow<'_, str>> {
+pub(crate) fn percent_decoded(text: &str, plus_is_space: bool) -> Option<Cow<'_, str>> {
     if !text.bytes().any(|byte| byte == b'%' || (plus_is_space && byte == b'+')) {
         return Some(Cow::Borrowed(text));
     }

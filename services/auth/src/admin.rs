@@ -5,15 +5,26 @@
 
 use std::sync::Arc;
 
-use paperkey_kit::{cache::Epochs, clock::Clock, db::Database, ids::new_id, secrets::Keyring, secrets::Secret};
+use paperkey_kit::{
+    cache::Epochs,
+    clock::Clock,
+    db::Database,
+    ids::new_id,
+    secrets::{Keyring, Secret},
+    token::TokenKind,
+};
 use paperkey_proto::Error;
 
 use crate::{
     accounts::{Accounts, Registration},
-    domain::{Fault, could_be_id, key::NewKey, session::Sessions, team::Tier},
+    domain::{Fault, api_key::ApiKey, could_be_id, key::NewKey, session::Sessions, team::Tier},
     passwords::Passwords,
-    store::{Act, Store},
+    store::{Act, Before, Store},
 };
+
+/// How old a system key gets that rotates itself.
+const SYSTEM_KEY_DAYS: i64 = 90;
+const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
 /// The hand of the operator.
 #[derive(Clone, Debug)]
@@ -42,7 +53,9 @@ impl Admin {
         let clock = database.clock().clone();
         let store = Store::new(database, keys, epochs);
         let sessions = Arc::new(Sessions::new(keys.signing_seed()).map_err(Error::internal)?);
-        let accounts = Accounts::new(store.clone(), Arc::new(Passwords::default()), sessions, clock.clone());
+        // What it does mails no link.
+        let accounts =
+            Accounts::new(store.clone(), Arc::new(Passwords::default()), sessions, clock.clone(), String::new());
         Ok(Self { store, accounts, clock })
     }
 
@@ -77,18 +90,79 @@ impl Admin {
         self.store.set_tier(team_id.to_owned(), tier, Act::by_operator("admin/set-tier")).await
     }
 
-    /// Makes the system key if there is none, and answers it; `None` if there is one, whose token nobody knows. With
-    /// `rotate`, the one there is ends at once and a new one is answered.
-    pub async fn system_key(&self, rotate: bool) -> Result<Option<Secret>, Error> {
-        let key = NewKey::system(new_id("key", &self.clock));
-        let token = key.token.clone();
-        let stored = self.store.put_system_key(key, rotate, Act::by_operator("admin/system-key")).await?;
-        Ok(stored.then_some(token))
+    /// A system key that is about to be stored. Whoever must not lose it writes it down first.
+    pub fn draft_system_key(&self, rotates: Rotates) -> SystemKeyDraft {
+        let days = (rotates == Rotates::Itself).then_some(SYSTEM_KEY_DAYS);
+        SystemKeyDraft(NewKey::system(new_id("key", &self.clock), days))
     }
 
-    /// For the start of a process that serves: the new system key at the first start of the installation, `None`
-    /// ever after. However many processes start at once, one of them gets it.
-    pub async fn ensure_system_key(&self) -> Result<Option<Secret>, Error> {
-        self.system_key(false).await
+    /// Stores a system key. Says whether that was done: where there is one that stays, it is not.
+    pub async fn put_system_key(&self, draft: SystemKeyDraft, existing: Existing) -> Result<bool, Error> {
+        let before = match existing {
+            Existing::Stays => Before::Stays,
+            Existing::Overlaps => Before::Overlaps,
+            Existing::Ends => Before::Ends,
+        };
+        self.store.put_system_key(draft.0, before, Act::by_operator("admin/system-key")).await
+    }
+
+    /// Whether that is the token of the system key that there is: neither revoked nor rotated.
+    pub async fn is_system_key(&self, token: &Secret) -> Result<bool, Error> {
+        if TokenKind::of(token.expose()) != Some(TokenKind::System) {
+            return Ok(false);
+        }
+        self.store.is_current_system_key(token).await
+    }
+
+    /// What an installation that keeps its own system key should do about it now.
+    pub async fn system_key_care(&self) -> Result<Care, Error> {
+        let age_ms = |key: ApiKey| self.clock.now_ms().saturating_sub(key.created_at_ms);
+        Ok(match self.store.current_system_key().await?.map(age_ms) {
+            None => Care::Make,
+            Some(age_ms) if age_ms >= SYSTEM_KEY_DAYS * DAY_MS => Care::Rotate,
+            Some(_) => Care::Nothing,
+        })
+    }
+}
+
+/// Whether a system key is rotated by the installation, every 90 days, or by people alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotates {
+    /// The installation keeps it in a file, and rotates it.
+    Itself,
+    /// It was printed once, and nobody could be given the next one.
+    ByHand,
+}
+
+/// What becomes of the system key that there is, when another comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It stays, and the other is not stored.
+    Stays,
+    /// It works for 24 hours more.
+    Overlaps,
+    /// It ends at once, and with it those before that still work.
+    Ends,
+}
+
+/// What is to be done about the system key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Care {
+    /// There is one, and it is young.
+    Nothing,
+    /// There is none.
+    Make,
+    /// It is 90 days old.
+    Rotate,
+}
+
+/// A system key that is not stored yet.
+#[derive(Debug)]
+pub struct SystemKeyDraft(NewKey);
+
+impl SystemKeyDraft {
+    /// `po_sk_…`
+    pub fn token(&self) -> &Secret {
+        &self.0.token
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use paperkey_kit::{clock::Clock, principal::Tenant, secrets::Secret, token::TokenKind};
+use paperkey_kit::{clock::Clock, secrets::Secret, token::TokenKind};
 use paperkey_proto::{
     Error,
     options::v1::{Caller, Scope},
@@ -14,11 +14,13 @@ use paperkey_proto::{
 
 use crate::{
     domain::{
-        Fault, could_be_id,
+        Fault,
+        api_key::ApiKey,
+        could_be_id,
         key::{KeyKind, PUBLIC_KEY_SCOPES, SECRET_KEY_SCOPES},
         session::Sessions,
     },
-    store::{PairHalf, Store},
+    store::{FoundKey, FoundTeam, PairHalf, Store},
 };
 
 /// Judges credentials.
@@ -49,9 +51,8 @@ impl Credentials {
             Some(TokenKind::ProductSecret) => self.pair(&credential, PairHalf::Secret).await,
             Some(token) => match KeyKind::of(token) {
                 Some(kind @ KeyKind::System) => self.system_key(&credential, kind, named).await,
-                // What a user's token may do depends on the user's role, which nothing here looks up yet.
-                Some(KeyKind::User) | None => Err(Error::unauthenticated()),
                 Some(kind) => self.team_key(&credential, kind).await,
+                None => Err(Error::unauthenticated()),
             },
         }
     }
@@ -95,32 +96,27 @@ impl Credentials {
     }
 
     async fn team_key(&self, credential: &Secret, kind: KeyKind) -> Result<Principal, Error> {
-        let key = self.store.key_by_token(credential, kind, self.clock.now_ms()).await?;
-        let key = key.ok_or_else(Error::unauthenticated)?;
-        let (tenant, tier) = key.team.ok_or_else(Error::unauthenticated)?;
-        Ok(Principal {
-            name: key.name,
-            scopes: numbers(&key.scopes),
-            read_only: key.read_only,
-            expires_at_ms: key.expires_at_ms.unwrap_or(0),
-            ..of_tenant(kind.caller(), key.id, tenant, tier)
-        })
+        let found = self.store.key_by_token(credential, kind, self.clock.now_ms()).await?;
+        let FoundKey { key, team, role } = found.ok_or_else(Error::unauthenticated)?;
+        let team = team.ok_or_else(Error::unauthenticated)?;
+        let mut principal = of_key(key, kind);
+        if kind == KeyKind::User {
+            principal.role = role.into();
+            principal.subjects.push(format!("user:{}", principal.user_id));
+        }
+        principal.subjects.push(format!("team:{}", team.id));
+        // What is cached must not outlive the sandbox.
+        principal.expires_at_ms = earlier(principal.expires_at_ms, &team);
+        principal.team_id = team.id;
+        principal.tier = team.tier;
+        Ok(principal)
     }
 
     /// The installation's own key belongs to no team; a call may name one to act on.
     async fn system_key(&self, credential: &Secret, kind: KeyKind, named: Named) -> Result<Principal, Error> {
-        let key = self.store.key_by_token(credential, kind, self.clock.now_ms()).await?;
-        let key = key.ok_or_else(Error::unauthenticated)?;
-        let mut principal = Principal {
-            kind: kind.caller().into(),
-            name: key.name,
-            scopes: numbers(&key.scopes),
-            read_only: key.read_only,
-            expires_at_ms: key.expires_at_ms.unwrap_or(0),
-            subjects: vec![format!("key:{}", key.id)],
-            id: key.id,
-            ..Principal::default()
-        };
+        let found = self.store.key_by_token(credential, kind, self.clock.now_ms()).await?;
+        let key = found.ok_or_else(Error::unauthenticated)?.key;
+        let mut principal = Principal { mode: Mode::Unspecified.into(), ..of_key(key, kind) };
         if let Some(team_id) = named.team_id {
             let tier = if could_be_id(&team_id) { self.store.tier_of(&team_id).await? } else { None };
             principal.tier = tier.ok_or(Fault::NoSuchTeam)?;
@@ -132,29 +128,54 @@ impl Credentials {
     }
 
     async fn pair(&self, credential: &Secret, half: PairHalf) -> Result<Principal, Error> {
-        let pair = self.store.pair_by_token(credential, half).await?.ok_or_else(Error::unauthenticated)?;
+        let pair = self.store.pair_by_token(credential, half, self.clock.now_ms()).await?;
+        let pair = pair.ok_or_else(Error::unauthenticated)?;
         let (kind, scopes, name) = match half {
             PairHalf::Public => (Caller::ProductPublicKey, PUBLIC_KEY_SCOPES.as_slice(), "Product public key"),
             PairHalf::Secret => (Caller::ProductSecretKey, SECRET_KEY_SCOPES.as_slice(), "Product secret key"),
         };
         Ok(Principal {
+            kind: kind.into(),
             name: name.to_owned(),
             product_id: pair.product_id,
             scopes: numbers(scopes),
-            ..of_tenant(kind, pair.id, pair.tenant, pair.tier)
+            subjects: vec![format!("key:{}", pair.id), format!("team:{}", pair.team.id)],
+            id: pair.id,
+            mode: pair.tenant.mode.into(),
+            team_id: pair.tenant.team_id,
+            expires_at_ms: earlier(0, &pair.team),
+            tier: pair.team.tier,
+            ..Principal::default()
         })
     }
 }
 
-fn of_tenant(kind: Caller, id: String, tenant: Tenant, tier: String) -> Principal {
+/// What the key alone says of its holder.
+fn of_key(key: ApiKey, kind: KeyKind) -> Principal {
+    let terms = key.terms;
     Principal {
-        kind: kind.into(),
-        subjects: vec![format!("key:{id}"), format!("team:{}", tenant.team_id)],
-        id,
-        mode: tenant.mode.into(),
-        team_id: tenant.team_id,
-        tier,
+        kind: kind.caller().into(),
+        name: terms.name,
+        user_id: terms.user_id.unwrap_or_default(),
+        mode: key.mode.into(),
+        scopes: numbers(&terms.scopes),
+        read_only: terms.read_only,
+        expires_at_ms: terms.expires_at_ms.unwrap_or(0),
+        subjects: vec![format!("key:{}", key.id)],
+        allowlist: terms.allowlist.texts(),
+        requests_per_minute: terms.requests_per_minute.and_then(|limit| i32::try_from(limit).ok()).unwrap_or(0),
+        rotation_due_at_ms: key.rotation_due_at_ms.unwrap_or(0),
+        superseded: key.superseded_by.is_some(),
+        id: key.id,
         ..Principal::default()
+    }
+}
+
+/// The earlier of two ends, of which 0 is none.
+fn earlier(expires_at_ms: i64, team: &FoundTeam) -> i64 {
+    match team.expires_at_ms {
+        Some(team_ms) if expires_at_ms == 0 || team_ms < expires_at_ms => team_ms,
+        _ => expires_at_ms,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The auth service: accounts, teams, and every credential.
 //!
 //! A call goes through `rpc` (decode, call, encode) to the use cases (`accounts`, `credentials`) or straight to
-//! the `store`; the rules are in `domain`. Of passwords and tokens only hashes are kept. Everything that changes
+//! the `store`; the rules are in `domain`. What people are told by `mail` waits in the database until it is sent. Of passwords and tokens only hashes are kept. Everything that changes
 //! how a credential is judged announces it in its own transaction, and in this process before it is answered.
 //!
 //! Deliberately absent: what a role or scope allows, which the contract and the kit's policy say; limits of rates,
@@ -11,6 +11,8 @@ mod accounts;
 pub mod admin;
 mod credentials;
 mod domain;
+mod housekeeping;
+mod mail;
 mod passwords;
 mod rpc;
 mod store;
@@ -25,15 +27,25 @@ use paperkey_kit::{
 use paperkey_proto::{
     Error,
     auth::v1::{
-        auth_service_server::AuthServiceServer, credential_service_server::CredentialServiceServer,
-        intake_service_server::IntakeServiceServer, product_api_key_service_server::ProductApiKeyServiceServer,
-        status_service_server::StatusServiceServer,
+        api_key_service_server::ApiKeyServiceServer, auth_service_server::AuthServiceServer,
+        credential_service_server::CredentialServiceServer, member_service_server::MemberServiceServer,
+        product_api_key_service_server::ProductApiKeyServiceServer, status_service_server::StatusServiceServer,
+        team_service_server::TeamServiceServer,
     },
+    events::v1::intake_service_server::IntakeServiceServer,
 };
 
 use crate::{
     accounts::Accounts, credentials::Credentials, domain::session::Sessions, passwords::Passwords, store::Store,
 };
+
+pub use mail::{BadMail, Mail};
+
+/// What the service is called where services name each other.
+const NAME: &str = "auth";
+
+/// Who keeps something of a team, and so must learn that it is gone.
+const KEEPERS: [&str; 3] = ["catalog", "licensing", "webhook"];
 
 /// How the service behaves.
 #[derive(Clone, Debug)]
@@ -44,15 +56,29 @@ pub struct AuthConfig {
     pub version: &'static str,
     /// What has changed, as the caches of this process see it. Shared with a gateway in the same process.
     pub epochs: Arc<Epochs>,
+    /// How people reach the installation, without a slash at the end. Mailed links begin with it.
+    pub public_url: String,
+    /// How mail is sent.
+    pub mail: Mail,
 }
 
 /// Puts the service together.
 pub fn assemble(deps: ServiceDeps, config: AuthConfig) -> Result<Assembled, Error> {
-    let ServiceDeps { database, keys, clock, signer: _, channels: _ } = deps;
+    let ServiceDeps { database, keys, clock, signer, channels } = deps;
+    let [catalog, licensing, webhook] = KEEPERS.map(|keeper| channels.get(keeper).cloned());
+    let (catalog, licensing, webhook) = (catalog?, licensing?, webhook?);
     let store = Store::new(database.clone(), &keys, config.epochs);
+    let relay =
+        |name, target, channel| store.outbox().relay(name, database.clone(), NAME, target, channel, signer.clone());
+    let relays = [
+        relay("auth to catalog", "catalog", catalog),
+        relay("auth to licensing", "licensing", licensing),
+        relay("auth to webhook", "webhook", webhook),
+    ];
     let sessions = Arc::new(Sessions::new(keys.signing_seed()).map_err(Error::internal)?);
     let passwords = Arc::new(Passwords::default());
-    let accounts = Accounts::new(store.clone(), passwords, Arc::clone(&sessions), clock.clone());
+    let accounts =
+        Accounts::new(store.clone(), passwords, Arc::clone(&sessions), clock.clone(), config.public_url.clone());
     let credentials = Credentials::new(store.clone(), sessions, clock.clone());
 
     let rpcs = Rpcs::default()
@@ -65,14 +91,28 @@ pub fn assemble(deps: ServiceDeps, config: AuthConfig) -> Result<Assembled, Erro
             store: store.clone(),
             clock: clock.clone(),
         }))
+        .add_service(ApiKeyServiceServer::new(rpc::api_keys::Handler { store: store.clone(), clock: clock.clone() }))
+        .add_service(MemberServiceServer::new(rpc::members::Handler {
+            store: store.clone(),
+            public_url: config.public_url,
+            tells_link: config.mail.stays_here(),
+        }))
+        .add_service(TeamServiceServer::new(rpc::teams::Handler { store: store.clone(), clock: clock.clone() }))
         .add_service(ProductApiKeyServiceServer::new(rpc::product_keys::Handler {
             store: store.clone(),
             clock: clock.clone(),
         }))
-        .add_service(StatusServiceServer::new(rpc::status::Handler { version: config.version, clock }))
-        .add_service(IntakeServiceServer::new(rpc::intake::Handler { store }));
-    Ok(Assembled {
-        rpcs,
-        workers: vec![Worker::new("auth/prune_changes", |shutdown| worker::prune(database, shutdown))],
-    })
+        .add_service(StatusServiceServer::new(rpc::status::Handler { version: config.version, clock: clock.clone() }))
+        .add_service(IntakeServiceServer::new(rpc::intake::Handler { store: store.clone() }));
+    let (carried, ended, forgotten) = (store.clone(), store.clone(), store.clone());
+    let (mail, kept, leases) = (config.mail, database.clone(), database.clone());
+    let mut workers = vec![
+        Worker::new("auth/prune_changes", |shutdown| worker::prune(database, shutdown)),
+        Worker::new("auth/keys", |shutdown| worker::keep_keys(store, leases, shutdown)),
+        Worker::new("auth/mail", |shutdown| mail::carry(carried, mail, clock, shutdown)),
+        Worker::new("auth/teams", |shutdown| housekeeping::end_teams(ended, shutdown)),
+        Worker::new("auth/forget_ended", |shutdown| housekeeping::forget(forgotten, kept, shutdown)),
+    ];
+    workers.extend(relays);
+    Ok(Assembled { rpcs, workers })
 }

@@ -131,7 +131,7 @@ async fn a_key_keeps_its_own_team_and_mode() {
 async fn the_system_key_acts_on_the_team_that_it_names() {
     let Bench { app, db: _db, .. } = bench().await;
     let team = app.registered("ada@example.com").await.team.unwrap().id;
-    let key = app.admin.ensure_system_key().await.unwrap().unwrap();
+    let key = app.system_key().await;
     let principal = app.authenticate_in(key.expose(), &team, Mode::Test).await.unwrap();
     assert_eq!((principal.team_id.as_str(), principal.mode()), (team.as_str(), Mode::Test));
     assert_eq!(principal.subjects, [format!("key:{}", principal.id), format!("team:{team}")]);
@@ -176,6 +176,7 @@ async fn a_malformed_credential_does_not_reach_the_database() {
     let ada = app.registered("ada@example.com").await;
     let mut mistyped = ada.live_key.clone();
     mistyped.pop();
+    assert!(app.authenticate(&ada.live_key).await.is_ok(), "the first use is written down");
     let before = app.database.stats().statements();
     let tampered = format!("{}A", ada.token);
     for malformed in ["nonsense", "a.b.c", "po_sk_", mistyped.as_str(), tampered.as_str()] {
@@ -294,7 +295,7 @@ async fn the_status_tells_whose_key_was_sent() {
     let key = app.authenticate(&ada.live_key).await.unwrap();
     let owner = app.status(Some(&key)).await.unwrap().caller.unwrap();
     assert_eq!((owner.id, owner.name.as_str(), owner.team_id), (key.id, "First live key", Some(key.team_id)));
-    let system = app.admin.ensure_system_key().await.unwrap().unwrap();
+    let system = app.system_key().await;
     let system = app.authenticate(system.expose()).await.unwrap();
     assert_eq!(app.status(Some(&system)).await.unwrap().caller.unwrap().team_id, None);
     let account = app.authenticate(&ada.token).await.unwrap();
@@ -365,6 +366,16 @@ async fn who_has_no_team_still_is_someone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whose_password_the_operator_has_set_is_told() {
+    let Bench { app, db: _db, .. } = bench().await;
+    app.registered("ada@example.com").await;
+    app.admin.reset_password("ada@example.com", Secret::new("another horse")).await.unwrap();
+    let mails = app.mails().await;
+    assert_eq!(mails.len(), 1);
+    assert!(mails[0].contains("To: ada@example.com") && !mails[0].contains("another horse"), "{}", mails[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_message_that_holds_a_secret_prints_it() {
     let Bench { app, db: _db, .. } = bench().await;
     let request = registration("ada@example.com");
@@ -375,7 +386,7 @@ async fn no_message_that_holds_a_secret_prints_it() {
     let made = app.provision("prod_1", &team, Mode::Live).await.unwrap();
     let owner = app.authenticate(&ada.token).await.unwrap();
     let pair = app.create_pair(&owner, "prod_1").await.unwrap();
-    let system = app.admin.ensure_system_key().await.unwrap().unwrap();
+    let system = app.system_key().await;
     let operator = app.admin.create_account("eve@example.com", Secret::new(PASSWORD), None).await.unwrap();
     let admin = &app.admin;
     let printed = format!("{before} {ada:?} {login:?} {made:?} {owner:?} {pair:?} {system:?} {operator:?} {admin:?}");

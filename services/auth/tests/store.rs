@@ -1,11 +1,13 @@
 //! What is stored, raced for and revoked: the same on SQLite and on PostgreSQL.
 
 mod common;
+mod people;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use common::{App, PASSWORD, fresh, reason, refusal, registration};
+use common::{App, PASSWORD, fresh, put_system_key, reason, refusal, registration};
 use futures_util::future::join_all;
+use paperkey_auth::admin::Existing;
 use paperkey_kit::{
     db::{Database, MigrationState},
     events::PRODUCT_DELETED,
@@ -36,7 +38,7 @@ store_suite! {
     a_tier_is_set_and_announced,
     a_new_password_ends_the_sessions_before_it,
     one_of_many_first_starts_gets_the_system_key,
-    a_rotated_system_key_ends_at_once,
+    a_rotated_system_key_works_for_a_day_more_or_ends_at_once,
     of_many_rotations_one_system_key_is_left,
     every_change_stands_in_the_audit_log,
     the_schema_goes_down_and_up_again,
@@ -296,7 +298,7 @@ async fn one_of_many_first_starts_gets_the_system_key(database: Database) {
     let app = Arc::new(App::new(database));
     let starts = (0..8).map(|_| {
         let admin = app.admin.clone();
-        tokio::spawn(async move { admin.ensure_system_key().await.unwrap() })
+        tokio::spawn(async move { put_system_key(&admin, Existing::Stays).await.unwrap() })
     });
     let got: Vec<_> = join_all(starts).await.into_iter().filter_map(Result::unwrap).collect();
     assert_eq!(got.len(), 1);
@@ -305,26 +307,34 @@ async fn one_of_many_first_starts_gets_the_system_key(database: Database) {
     assert_eq!((principal.kind(), principal.team_id.as_str()), (Caller::SystemKey, ""));
     assert_eq!(principal.subjects, [format!("key:{}", principal.id)]);
     assert!(principal.scopes().any(|scope| scope == Scope::AuditRead));
-    assert!(app.admin.system_key(false).await.unwrap().is_none());
+    assert!(put_system_key(&app.admin, Existing::Stays).await.unwrap().is_none());
 }
 
-async fn a_rotated_system_key_ends_at_once(database: Database) {
+async fn a_rotated_system_key_works_for_a_day_more_or_ends_at_once(database: Database) {
     let app = App::new(database);
-    let old = app.admin.ensure_system_key().await.unwrap().unwrap();
+    let old = app.system_key().await;
     let id = app.authenticate(old.expose()).await.unwrap().id;
     let before = app.changes(-1).await.seq;
-    let new = app.admin.system_key(true).await.unwrap().unwrap();
+    let new = put_system_key(&app.admin, Existing::Overlaps).await.unwrap().unwrap();
     assert_eq!(app.changes(before).await.subjects, [format!("key:{id}")]);
-    assert_eq!(reason(app.authenticate(old.expose()).await), Reason::InvalidCredentials);
-    assert_eq!(app.authenticate(new.expose()).await.unwrap().kind(), Caller::SystemKey);
+    let (replaced, current) =
+        (app.authenticate(old.expose()).await.unwrap(), app.authenticate(new.expose()).await.unwrap());
+    let day_ms = 24 * 60 * 60 * 1_000;
+    assert!(replaced.superseded && replaced.expires_at_ms <= app.database.clock().now_ms() + day_ms);
+    assert!(!current.superseded && current.expires_at_ms == 0 && current.kind() == Caller::SystemKey);
+    let newest = put_system_key(&app.admin, Existing::Ends).await.unwrap().unwrap();
+    for ended in [old, new] {
+        assert_eq!(reason(app.authenticate(ended.expose()).await), Reason::InvalidCredentials);
+    }
+    assert!(app.authenticate(newest.expose()).await.is_ok());
 }
 
 async fn of_many_rotations_one_system_key_is_left(database: Database) {
     let app = Arc::new(App::new(database));
-    app.admin.ensure_system_key().await.unwrap();
+    app.system_key().await;
     let rotations = (0..8).map(|_| {
         let admin = app.admin.clone();
-        tokio::spawn(async move { admin.system_key(true).await })
+        tokio::spawn(async move { put_system_key(&admin, Existing::Ends).await })
     });
     let mut good = 0;
     for outcome in join_all(rotations).await {
@@ -366,7 +376,7 @@ async fn every_change_stands_in_the_audit_log(database: Database) {
         ("service", "catalog", "/paperkey.auth.v1.CredentialService/ProvisionProduct", ""),
         ("account", user, "/paperkey.auth.v1.ProductApiKeyService/CreateProductApiKey", "req_test"),
         ("account", user, "/paperkey.auth.v1.ProductApiKeyService/DeleteProductApiKey", "req_test"),
-        ("service", "catalog", "/paperkey.auth.v1.IntakeService/IngestEvents", ""),
+        ("service", "catalog", "/paperkey.events.v1.IntakeService/IngestEvents", ""),
         ("operator", "", "admin/set-tier", ""),
     ];
     let expected = expected.map(|(a, b, c, d)| (a.to_owned(), b.to_owned(), c.to_owned(), d.to_owned()));

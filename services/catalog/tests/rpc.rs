@@ -1,52 +1,32 @@
-//! The service as its callers meet it, on both engines: assembled, behind its policy, with the others played by the
-//! test.
+//! Products as their callers meet them, on both engines.
 
-use std::task::{Context, Poll};
+mod common;
 
+use common::{START_MS, World, mask, named, owner, price, reason, refused};
 use paperkey_kit::{
-    channel::Channel,
-    clock::{Clock, ManualClock},
-    db::{Database, DbError},
-    policy::Guarded,
-    principal::{Caller, PRINCIPAL_HEADER, Signer},
-    secrets::Keyring,
-    service::{Channels, Rpcs, ServiceDeps},
-    shutdown::{self, ShutdownHandle},
+    db::Database,
     store_suite,
     values::{struct_of, timestamp},
 };
 use paperkey_proto::{
-    Error,
-    auth::v1::{
-        self as auth, ProductApiKey, credential_service_server as credentials, intake_service_server as auth_intake,
-    },
     catalog::v1::{
         CreateProductRequest, CreateProductResponse, DeleteProductRequest, GetProductRequest, ListProductsRequest,
-        Price, Product, UpdateProductRequest, catalog_service_client::CatalogServiceClient,
+        Product, UpdateProductRequest,
     },
     errors::v1::Reason,
-    events::v1::Event,
-    licensing::v1::{self as licensing, intake_service_server as licensing_intake},
     options::v1::{Caller as Kind, Scope},
-    principal::v1::{Mode, Principal, Role},
-    webhook::v1::{self as webhook, intake_service_server as webhook_intake},
+    principal::v1::{Mode, Principal},
 };
-use prost_types::FieldMask;
-use sea_orm::{ConnectionTrait as _, Statement};
+use sea_orm::ConnectionTrait as _;
 use serde_json::json;
-use tokio::{sync::mpsc, task::JoinSet};
-use tonic::{
-    Request, Response, Status,
-    body::Body,
-    codegen::{Service, http},
-};
-
-const START_MS: i64 = 1_798_675_200_000;
+use tokio::task::JoinSet;
 
 store_suite! {
     paperkey_migrations::catalog::Migrator;
     a_product_is_created_with_its_first_key_pair,
     no_product_without_its_keys,
+    a_product_that_nobody_completed_is_taken_back_with_its_keys,
+    a_creation_that_was_taken_back_in_between_makes_no_product,
     what_a_product_cannot_be_is_refused_by_name,
     a_patch_sets_clears_merges_and_leaves,
     what_cannot_be_cleared_is_not,
@@ -56,228 +36,6 @@ store_suite! {
     deleting_twice_at_once_is_told_once,
     another_team_or_mode_meets_only_absence,
     a_process_reads_for_the_tenant_that_it_names_and_keys_of_products_do_not_get_in,
-}
-
-/// A client's way to the service, which signs as the gateway would.
-#[derive(Clone)]
-struct As {
-    channel: Channel,
-    signer: Signer,
-    principal: Principal,
-}
-
-impl Service<http::Request<Body>> for As {
-    type Response = http::Response<Body>;
-    type Error = Status;
-    type Future = <Channel as Service<http::Request<Body>>>::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        self.channel.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let assertion = self.signer.sign(Some(&self.principal), request.uri().path(), "req_1");
-        request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
-        self.channel.call(request)
-    }
-}
-
-/// Those who keep something of a product, each under its name.
-#[derive(Clone)]
-struct Keeper(&'static str, mpsc::UnboundedSender<(&'static str, Event)>);
-
-impl Keeper {
-    fn take(&self, events: Vec<Event>) {
-        for event in events {
-            let _ = self.1.send((self.0, event));
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl auth_intake::IntakeService for Keeper {
-    async fn ingest_events(
-        &self,
-        request: Request<auth::IngestEventsRequest>,
-    ) -> Result<Response<auth::IngestEventsResponse>, Status> {
-        self.take(request.into_inner().events);
-        Ok(Response::new(auth::IngestEventsResponse {}))
-    }
-}
-
-#[tonic::async_trait]
-impl licensing_intake::IntakeService for Keeper {
-    async fn ingest_events(
-        &self,
-        request: Request<licensing::IngestEventsRequest>,
-    ) -> Result<Response<licensing::IngestEventsResponse>, Status> {
-        self.take(request.into_inner().events);
-        Ok(Response::new(licensing::IngestEventsResponse {}))
-    }
-}
-
-#[tonic::async_trait]
-impl webhook_intake::IntakeService for Keeper {
-    async fn ingest_events(
-        &self,
-        request: Request<webhook::IngestEventsRequest>,
-    ) -> Result<Response<webhook::IngestEventsResponse>, Status> {
-        self.take(request.into_inner().events);
-        Ok(Response::new(webhook::IngestEventsResponse {}))
-    }
-}
-
-/// Makes key pairs, except for the team that is out of luck.
-struct Keys;
-
-#[tonic::async_trait]
-impl credentials::CredentialService for Keys {
-    async fn provision_product(
-        &self,
-        request: Request<auth::ProvisionProductRequest>,
-    ) -> Result<Response<auth::ProvisionProductResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let request = request.into_inner();
-        assert_eq!((caller.principal.id.as_str(), caller.request_id.as_str()), ("catalog", "req_1"));
-        assert_eq!((&request.team_id, request.mode()), (&caller.principal.team_id, caller.principal.mode()));
-        if request.team_id == "team_unlucky" {
-            return Err(Error::unavailable("the store of keys is down").into());
-        }
-        Ok(Response::new(auth::ProvisionProductResponse {
-            api_key: Some(ProductApiKey { id: format!("key_of_{}", request.product_id), ..ProductApiKey::default() }),
-            secret_key: "sk_secret".into(),
-        }))
-    }
-
-    async fn authenticate(
-        &self,
-        _: Request<auth::AuthenticateRequest>,
-    ) -> Result<Response<auth::AuthenticateResponse>, Status> {
-        Err(Status::unimplemented("not played"))
-    }
-
-    async fn list_changes(
-        &self,
-        _: Request<auth::ListChangesRequest>,
-    ) -> Result<Response<auth::ListChangesResponse>, Status> {
-        Err(Status::unimplemented("not played"))
-    }
-}
-
-struct World {
-    database: Database,
-    hand: ManualClock,
-    signer: Signer,
-    channel: Channel,
-    events: mpsc::UnboundedReceiver<(&'static str, Event)>,
-    running: ShutdownHandle,
-    workers: JoinSet<()>,
-}
-
-impl World {
-    fn new(database: Database) -> Self {
-        let (clock, hand) = Clock::manual(START_MS);
-        let keys = Keyring::for_tests();
-        let signer = Signer::new(&keys, clock.clone());
-        let (sender, events) = mpsc::unbounded_channel();
-        let guarded = |rpcs| Guarded::new(rpcs, signer.clone(), clock.clone(), None);
-        let keeper = |name| Keeper(name, sender.clone());
-        let mut channels = Channels::default();
-        for (name, rpcs) in [
-            (
-                "auth",
-                Rpcs::new(credentials::CredentialServiceServer::new(Keys))
-                    .add_service(auth_intake::IntakeServiceServer::new(keeper("auth"))),
-            ),
-            ("licensing", Rpcs::new(licensing_intake::IntakeServiceServer::new(keeper("licensing")))),
-            ("webhook", Rpcs::new(webhook_intake::IntakeServiceServer::new(keeper("webhook")))),
-        ] {
-            let channel = Channel::local();
-            channel.bind(guarded(rpcs));
-            channels.insert(name, channel);
-        }
-        let (database_of_deps, signer_of_deps) = (database.clone(), signer.clone());
-        let deps = ServiceDeps {
-            database: database_of_deps,
-            keys: keys.clone(),
-            clock: clock.clone(),
-            signer: signer_of_deps,
-            channels,
-        };
-        let assembled = paperkey_catalog::assemble(deps).unwrap();
-        let channel = Channel::local();
-        channel.bind(guarded(assembled.rpcs));
-        let (running, shutdown) = shutdown::channel();
-        let mut workers = JoinSet::new();
-        for worker in assembled.workers {
-            workers.spawn(worker.run(shutdown.clone()));
-        }
-        Self { database, hand, signer, channel, events, running, workers }
-    }
-
-    fn by(&self, principal: Principal) -> CatalogServiceClient<As> {
-        let (channel, signer) = (self.channel.clone(), self.signer.clone());
-        CatalogServiceClient::new(As { channel, signer, principal })
-    }
-
-    async fn create(&self, request: CreateProductRequest) -> Product {
-        self.by(owner()).create_product(request).await.unwrap().into_inner().product.unwrap()
-    }
-
-    async fn update(&self, request: UpdateProductRequest) -> Product {
-        self.by(owner()).update_product(request).await.unwrap().into_inner().product.unwrap()
-    }
-
-    async fn get(&self, id: &str) -> Result<Product, Status> {
-        let answer = self.by(owner()).get_product(GetProductRequest { id: id.into() }).await?;
-        Ok(answer.into_inner().product.unwrap())
-    }
-
-    async fn count(&self, sql: &'static str) -> i64 {
-        let job = self.database.read(move |reader| async move {
-            let statement = Statement::from_string(reader.get_database_backend(), sql);
-            let row = reader.query_one_raw(statement).await?.unwrap();
-            Ok::<_, DbError>(row.try_get("", "n")?)
-        });
-        job.await.unwrap()
-    }
-
-    /// The workers let go of the database before it is removed.
-    async fn end(mut self) {
-        self.running.shut_down();
-        while self.workers.join_next().await.is_some() {}
-    }
-}
-
-fn owner() -> Principal {
-    Principal {
-        kind: Kind::Account.into(),
-        id: "usr_1".into(),
-        team_id: "team_1".into(),
-        mode: Mode::Live.into(),
-        role: Role::Owner.into(),
-        ..Principal::default()
-    }
-}
-
-fn named(name: &str) -> CreateProductRequest {
-    CreateProductRequest { name: name.into(), ..CreateProductRequest::default() }
-}
-
-fn price(amount: i64, currency: &str) -> Price {
-    Price { amount, currency: currency.into() }
-}
-
-fn mask(paths: &[&str]) -> FieldMask {
-    FieldMask { paths: paths.iter().map(ToString::to_string).collect() }
-}
-
-fn refused<T: std::fmt::Debug>(outcome: Result<T, Status>) -> Error {
-    Error::from_status(&outcome.unwrap_err())
-}
-
-fn reason<T: std::fmt::Debug>(outcome: Result<T, Status>) -> Reason {
-    refused(outcome).reason()
 }
 
 async fn a_product_is_created_with_its_first_key_pair(database: Database) {
@@ -316,10 +74,49 @@ async fn a_product_is_created_with_its_first_key_pair(database: Database) {
 }
 
 async fn no_product_without_its_keys(database: Database) {
-    let world = World::new(database);
+    let mut world = World::new(database);
     let unlucky = Principal { team_id: "team_unlucky".into(), ..owner() };
     assert_eq!(reason(world.by(unlucky).create_product(named("Editor")).await), Reason::Unavailable);
     assert_eq!(world.count("SELECT COUNT(*) AS n FROM products").await, 0);
+    assert_eq!(world.count("SELECT COUNT(*) AS n FROM drafts").await, 0);
+    // Nobody knows whether the keys were made: auth is told that there is no such product, and the others are not.
+    let (keeper, event) = world.events.recv().await.unwrap();
+    assert_eq!((keeper, event.topic.as_str(), event.team_id.as_str()), ("auth", "product.deleted", "team_unlucky"));
+    assert!(event.product_id.starts_with("prod_"));
+    assert!(world.events.try_recv().is_err());
+    world.end().await;
+}
+
+async fn draft(database: &Database, id: &'static str, created_at_ms: i64) {
+    let written = database.write(move |tx| async move {
+        let text = format!("INSERT INTO drafts VALUES ('{id}', 'team_1', 'test', {created_at_ms})");
+        tx.execute_unprepared(&text).await?;
+        Ok::<_, paperkey_kit::db::DbError>(())
+    });
+    written.await.unwrap();
+}
+
+async fn a_product_that_nobody_completed_is_taken_back_with_its_keys(database: Database) {
+    // As a process leaves them that ends in between.
+    draft(&database, "prod_old", START_MS - 60_001).await;
+    draft(&database, "prod_new", START_MS - 60_000).await;
+    let mut world = World::new(database);
+    let (keeper, event) = world.events.recv().await.unwrap();
+    assert_eq!((keeper, event.topic.as_str(), event.product_id.as_str()), ("auth", "product.deleted", "prod_old"));
+    assert_eq!((event.team_id.as_str(), event.mode()), ("team_1", Mode::Test));
+    assert_eq!(world.count("SELECT COUNT(*) AS n FROM drafts WHERE id = 'prod_new'").await, 1);
+    assert_eq!(world.count("SELECT COUNT(*) AS n FROM drafts").await, 1);
+    world.end().await;
+}
+
+async fn a_creation_that_was_taken_back_in_between_makes_no_product(database: Database) {
+    let mut world = World::new(database);
+    // Auth is so slow with this team that the sweep comes first.
+    let slow = Principal { team_id: "team_slow".into(), ..owner() };
+    assert_eq!(reason(world.by(slow).create_product(named("Editor")).await), Reason::Unavailable);
+    assert_eq!(world.count("SELECT COUNT(*) AS n FROM products").await, 0);
+    assert_eq!(world.count("SELECT COUNT(*) AS n FROM audit_entries").await, 0);
+    assert!(world.events.try_recv().is_err(), "who took it back has told it");
     world.end().await;
 }
 

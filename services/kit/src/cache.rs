@@ -25,7 +25,7 @@ pub struct Epochs {
 }
 
 /// A point in the order of changes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tick(u64);
 
 impl Default for Epochs {

@@ -3,8 +3,14 @@
 //! A generated server is a tower service, so a generated client can call it without a socket: same encoding, same
 //! policy, no second way. What a network would enforce by being there, [`Channel::local`] enforces itself: it drops
 //! the caller's extensions, keeps the deadline, and turns a panic into an error.
+//!
+//! Who calls, [`Channel::call_as`] says: signed on the way to another process, and by value to a service in this one,
+//! where there is nothing between the two that could change it. The policy judges both alike.
 
 use std::{
+    convert::Infallible,
+    error::Error as _,
+    future::Future,
     panic::AssertUnwindSafe,
     sync::{Arc, OnceLock},
     task::{Context, Poll},
@@ -12,7 +18,7 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use paperkey_proto::{Error, errors::v1::Reason, options::v1::Caller as Kind, principal::v1::Principal};
 use tonic::{Status, body::Body, transport};
 use tower::Service;
@@ -85,56 +91,95 @@ impl Channel {
             mode: tenant.map(|tenant| tenant.mode.into()).unwrap_or_default(),
             ..Principal::default()
         };
-        ServiceChannel { channel: self.clone(), signer, principal, request_id: String::new() }
+        ServiceChannel { channel: self.clone(), signer, principal: Arc::new(principal), request_id: String::new() }
+    }
+
+    /// Makes a call in the name of a caller. How long it may take is for whoever waits for it to say.
+    pub fn call_as(&self, caller: Caller, signer: &Signer, mut request: Request<Body>) -> Exchange {
+        match &self.0 {
+            Way::Local(slot) => match slot.get() {
+                Some(service) => {
+                    request.extensions_mut().clear();
+                    let service = service.clone();
+                    Box::pin(unwound(async move { service.call_as(request, caller).await }))
+                }
+                None => Box::pin(std::future::ready(Err(not_started()))),
+            },
+            Way::Remote(channel) => {
+                let assertion = signer.sign(Some(&caller.principal), request.uri().path(), &caller.request_id);
+                request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
+                if let Ok(id) = HeaderValue::from_str(&caller.request_id) {
+                    request.headers_mut().insert(REQUEST_ID_HEADER, id);
+                }
+                Box::pin(send(channel.clone(), request))
+            }
+        }
     }
 }
 
 impl Service<Request<Body>> for Channel {
     type Response = Response<Body>;
     type Error = Status;
-    type Future = BoxFuture<'static, Result<Response<Body>, Status>>;
+    type Future = Exchange;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
         match &mut self.0 {
             Way::Local(_) => Poll::Ready(Ok(())),
-            Way::Remote(channel) => channel.poll_ready(context).map_err(|error| Error::unavailable(error).into()),
+            Way::Remote(channel) => channel.poll_ready(context).map_err(|error| cut_off(&error)),
         }
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         match &mut self.0 {
             Way::Local(slot) => {
-                let Some(service) = slot.get() else {
-                    return Box::pin(async { Err(Error::unavailable("the service has not started").into()) });
-                };
+                let Some(service) = slot.get() else { return Box::pin(std::future::ready(Err(not_started()))) };
                 request.extensions_mut().clear();
                 let deadline = deadline(&request);
                 let service = service.clone();
-                let call = AssertUnwindSafe(async move { service.call(request).await }).catch_unwind();
+                let call = unwound(async move { service.call(request).await });
                 Box::pin(async move {
-                    let outcome = match deadline {
+                    match deadline {
                         Some(deadline) => tokio::time::timeout(deadline, call)
                             .await
                             .map_err(|_| Status::from(Error::new(Reason::Deadline)))?,
                         None => call.await,
-                    };
-                    match outcome {
-                        Ok(Ok(response)) => Ok(response),
-                        Err(_) => Err(Error::internal("the handler panicked").into()),
                     }
                 })
             }
             Way::Remote(channel) => {
                 // A clone is not ready, the original was: leave the clone behind.
                 let clone = channel.clone();
-                let mut channel = std::mem::replace(channel, clone);
-                Box::pin(async move {
-                    std::future::poll_fn(|context| channel.poll_ready(context)).await.map_err(Error::unavailable)?;
-                    channel.call(request).await.map_err(|error| Error::unavailable(error).into())
-                })
+                Box::pin(send(std::mem::replace(channel, clone), request))
             }
         }
     }
+}
+
+/// An answer that is waited for.
+pub type Exchange = BoxFuture<'static, Result<Response<Body>, Status>>;
+
+async fn send(mut channel: transport::Channel, request: Request<Body>) -> Result<Response<Body>, Status> {
+    std::future::poll_fn(|context| channel.poll_ready(context)).await.map_err(|error| cut_off(&error))?;
+    channel.call(request).await.map_err(|error| cut_off(&error))
+}
+
+/// What a transport says of itself is "transport error"; why stands behind it.
+fn cut_off(error: &transport::Error) -> Status {
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+    Error::unavailable(text).into()
+}
+
+/// A panic is one call's failure, as it would be in another process.
+async fn unwound(call: impl Future<Output = Result<Response<Body>, Infallible>>) -> Result<Response<Body>, Status> {
+    match AssertUnwindSafe(call).catch_unwind().await {
+        Ok(Ok(response)) => Ok(response),
+        Err(_) => Err(Error::internal("the handler panicked").into()),
+    }
+}
+
+fn not_started() -> Status {
+    Error::unavailable("the service has not started").into()
 }
 
 /// A channel that signs each call with the name of the process that makes it.
@@ -142,7 +187,7 @@ impl Service<Request<Body>> for Channel {
 pub struct ServiceChannel {
     channel: Channel,
     signer: Signer,
-    principal: Principal,
+    principal: Arc<Principal>,
     request_id: String,
 }
 
@@ -158,19 +203,16 @@ impl ServiceChannel {
 impl Service<Request<Body>> for ServiceChannel {
     type Response = Response<Body>;
     type Error = Status;
-    type Future = BoxFuture<'static, Result<Response<Body>, Status>>;
+    type Future = Exchange;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        self.channel.poll_ready(context)
+    /// The call itself waits until the channel is ready.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let assertion = self.signer.sign(Some(&self.principal), request.uri().path(), &self.request_id);
-        request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
-        if let Ok(id) = self.request_id.parse() {
-            request.headers_mut().insert(REQUEST_ID_HEADER, id);
-        }
-        let call = self.channel.call(request);
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let caller = Caller { principal: Arc::clone(&self.principal), request_id: self.request_id.clone() };
+        let call = self.channel.call_as(caller, &self.signer, request);
         Box::pin(async move {
             let answer = tokio::time::timeout(SERVICE_CALL_TIMEOUT, call).await;
             answer.unwrap_or_else(|_| Err(Error::unavailable("a service does not answer in time").into()))

@@ -45,6 +45,15 @@ impl Clock {
         }
     }
 
+    /// Milliseconds that never step back and go on while the machine sleeps, from a beginning that means nothing: for
+    /// judging how old something is that must not outlive its time.
+    pub fn boot_ms(&self) -> i64 {
+        match &self.0 {
+            Source::System => boot_ms(),
+            Source::Manual { now_ms, .. } => now_ms.load(Ordering::SeqCst),
+        }
+    }
+
     /// Time that never steps back, for measuring spans.
     pub fn monotonic(&self) -> Instant {
         match &self.0 {
@@ -55,6 +64,19 @@ impl Clock {
             }
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+fn boot_ms() -> i64 {
+    let since = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    since.tv_sec * 1_000 + since.tv_nsec / 1_000_000
+}
+
+/// Elsewhere the monotonic clock must do.
+#[cfg(not(target_os = "linux"))]
+fn boot_ms() -> i64 {
+    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    i64::try_from(START.elapsed().as_millis()).unwrap_or(i64::MAX)
 }
 
 impl ManualClock {

@@ -14,11 +14,15 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+pub mod upstreams;
+
 use crate::{
     db::DatabaseUrl,
-    secrets::{Keyring, Secret},
+    secrets::{BadKey, Keyring, Secret},
     service::SERVICES,
 };
+
+pub use upstreams::Upstream;
 
 /// What environment variables of ours begin with.
 const ENV_PREFIX: &str = "PAPERKEY__";
@@ -40,6 +44,10 @@ pub struct Config {
     pub services: BTreeMap<String, String>,
     /// How webhooks are delivered.
     pub webhooks: Webhooks,
+    /// How mail is sent.
+    pub mail: Mail,
+    /// Servers that the gateway stands in front of.
+    pub upstreams: Vec<Upstream>,
     /// The web page and its accounts.
     pub dashboard: Dashboard,
     /// Logs.
@@ -99,6 +107,8 @@ pub struct Secrets {
     pub master_key: Option<Secret>,
     /// Keys the hashes of tokens.
     pub pepper: Option<Secret>,
+    /// The pepper before it was changed. Tokens are found under either, and hashed anew when they are used.
+    pub previous_pepper: Option<Secret>,
     /// Signs sessions (the seed of an Ed25519 key).
     pub signing_key: Option<Secret>,
 }
@@ -128,6 +138,23 @@ impl Default for Webhooks {
             max_in_flight_per_endpoint: 5,
             retry_schedule_s: vec![0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400],
         }
+    }
+}
+
+/// How mail is sent.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Mail {
+    /// `smtps://user:password@mail.example.com`, or `smtp://…?tls=required` for STARTTLS. Where absent, mails are written
+    /// to `mail/` in the data folder.
+    pub smtp_url: Option<Secret>,
+    /// Whom mails are from.
+    pub from: String,
+}
+
+impl Default for Mail {
+    fn default() -> Self {
+        Self { smtp_url: None, from: "Paperkey <paperkey@localhost>".to_owned() }
     }
 }
 
@@ -252,6 +279,17 @@ impl Config {
                 parsed.is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
             require(usable && !url.ends_with('/'), "server.public_url must be a URL without a slash at the end");
         }
+        if let Some(url) = &self.mail.smtp_url {
+            let parsed = url.expose().parse::<http::Uri>();
+            let dialable = parsed.is_ok_and(|uri| {
+                matches!(uri.scheme_str(), Some("smtp" | "smtps")) && uri.host().is_some_and(|host| !host.is_empty())
+            });
+            require(dialable, "mail.smtp_url must be a URL such as smtps://user:password@mail.example.com");
+        }
+        require(
+            self.mail.from.contains('@') && !self.mail.from.chars().any(char::is_control),
+            "mail.from must be an address such as Paperkey <paperkey@example.com>",
+        );
         if let Some(url) = &self.database.url {
             let url = url.expose();
             let known = ["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
@@ -266,6 +304,10 @@ impl Config {
              the same in every process",
         );
         if let Some(Err(bad)) = self.given_keys() {
+            require(false, &bad.to_string());
+        }
+        let previous = self.secrets.previous_pepper.as_ref();
+        if let Some(Err(bad)) = previous.map(|pepper| Keyring::check("previous_pepper", pepper)) {
             require(false, &bad.to_string());
         }
         require(
@@ -290,6 +332,7 @@ impl Config {
             tracing_subscriber::EnvFilter::builder().parse(&self.telemetry.log_level).is_ok(),
             "telemetry.log_level must be error, warn, info, debug or trace, or directives such as info,hyper=warn",
         );
+        problems.extend(upstreams::problems(&self.upstreams));
     }
 
     /// What a part of the product needs beyond a sound configuration.
@@ -299,7 +342,7 @@ impl Config {
             let needed = match part {
                 Part::All => false,
                 Part::Gateway => true,
-                Part::Service(own) => own != service && NEEDS.contains(&(own, service)),
+                Part::Service(own) => own != service,
             };
             if needed && !self.services.contains_key(service) {
                 problems.push(format!(
@@ -331,6 +374,14 @@ impl Config {
 
     /// The installation's keys: as given, or as kept in the data folder.
     pub fn keyring(&self) -> Result<Keyring, Problems> {
+        let keys = self.own_keyring()?;
+        match &self.secrets.previous_pepper {
+            Some(previous) => keys.with_previous_pepper(previous).map_err(|bad| Problems(vec![bad.to_string()])),
+            None => Ok(keys),
+        }
+    }
+
+    fn own_keyring(&self) -> Result<Keyring, Problems> {
         match self.given_keys() {
             Some(keys) => keys.map_err(|bad| Problems(vec![bad.to_string()])),
             None => Keyring::load_or_create(&self.server.data.join("secrets")).map_err(|error| {
@@ -342,7 +393,7 @@ impl Config {
         }
     }
 
-    fn given_keys(&self) -> Option<Result<Keyring, crate::secrets::BadKey>> {
+    fn given_keys(&self) -> Option<Result<Keyring, BadKey>> {
         let secrets = &self.secrets;
         Some(Keyring::from_base64(
             secrets.master_key.as_ref()?,
@@ -351,19 +402,6 @@ impl Config {
         ))
     }
 }
-
-/// Which service calls which. Every service asks auth whose a system key is.
-const NEEDS: [(&str, &str); 9] = [
-    ("catalog", "auth"),
-    ("catalog", "licensing"),
-    ("catalog", "webhook"),
-    ("licensing", "auth"),
-    ("licensing", "catalog"),
-    ("licensing", "webhook"),
-    ("webhook", "auth"),
-    ("webhook", "catalog"),
-    ("webhook", "licensing"),
-];
 
 /// Puts `PAPERKEY__SECTION__KEY=value` over what the file says.
 fn overlay(table: &mut Table, name: &str, value: &str) -> Result<(), String> {
@@ -493,10 +531,44 @@ mod tests {
     }
 
     #[test]
+    fn the_pepper_before_must_be_one() {
+        let problems = parse("[secrets]\nprevious_pepper = \"hunter2\"", &[]).unwrap_err();
+        assert!(problems.0[0].starts_with("secrets.previous_pepper must be 32 bytes"), "{problems}");
+    }
+
+    #[test]
     fn what_is_printed_holds_no_secret() {
         let text = "[database]\nurl = \"sqlite:/secret-place\"";
         let printed = toml::to_string(&parse(text, &[]).unwrap()).unwrap();
         assert!(printed.contains("[redacted]") && !printed.contains("secret-place"), "{printed}");
+    }
+
+    #[test]
+    fn mail_goes_to_a_server_that_is_named_as_one() {
+        for good in ["smtp://localhost", "smtps://u:p%40ss@mail.example.com:465", "smtp://u:p@[::1]:587?tls=required"] {
+            assert!(parse(&format!("[mail]\nsmtp_url = \"{good}\""), &[]).is_ok(), "{good}");
+        }
+        for bad in ["mail.example.com", "https://u:hunter2@mail.example.com", "smtp://", "smtp:hunter2"] {
+            let problems = parse(&format!("[mail]\nsmtp_url = \"{bad}\""), &[]).unwrap_err();
+            assert!(problems.0[0].starts_with("mail.smtp_url must be") && !problems.0[0].contains("hunter2"), "{bad}");
+        }
+        for bad in ["nobody", "", "a@b\\r\\nBcc: eve@example.com"] {
+            let problems = parse(&format!("[mail]\nfrom = \"{bad}\""), &[]).unwrap_err();
+            assert!(problems.0[0].starts_with("mail.from must be"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn upstreams_are_read_from_the_file_and_from_the_environment_and_unknown_keys_of_theirs_are_refused() {
+        let text = "[[upstreams]]\npath = \"/v1/pdf/\"\nurl = \"http://127.0.0.1:3000\"\nanonymous = true";
+        let config = parse(text, &[]).unwrap();
+        assert!(config.upstreams[0].anonymous && config.upstreams[0].timeout_ms == 30_000);
+        assert_eq!(parse(&toml::to_string(&config).unwrap(), &[]).unwrap().upstreams, config.upstreams);
+        let inline = "[{ path = \"/v1/pdf/\", url = \"http://127.0.0.1:3000\", anonymous = true }]";
+        assert_eq!(parse("", &[("PAPERKEY__UPSTREAMS", inline)]).unwrap().upstreams, config.upstreams);
+        let problems = parse(&format!("{text}\nmeter = \"renders\"\ntimeout_ms = 1"), &[]).unwrap_err();
+        assert!(problems.0.iter().any(|problem| problem.contains("meter is unknown")), "{problems}");
+        assert!(problems.0.iter().any(|problem| problem.contains("timeout_ms must be")), "{problems}");
     }
 
     #[test]

@@ -5,22 +5,36 @@
 
 use std::future::Future;
 
-use paperkey_proto::{Error, events::v1::Event};
+use paperkey_proto::{
+    Error,
+    events::v1::{Event, IngestEventsRequest, intake_service_client::IntakeServiceClient},
+};
 use prost::Message as _;
 use serde_json::Value;
 
 use crate::{
+    channel::Channel,
     clock::Clock,
     db::{Database, OutboxMessage, Tx},
     ids::new_id,
     outbox::{OutboxRow, Relay, RelayOptions, Sink},
-    principal::Tenant,
+    principal::{Signer, Tenant},
     secrets::{Keyring, Sealer},
-    shutdown::Shutdown,
+    service::Worker,
 };
 
 /// A product was deleted: whoever keeps something of it, deletes that.
 pub const PRODUCT_DELETED: &str = "product.deleted";
+
+/// A client was deleted: whoever names it, names nobody. The data holds its `id`.
+pub const CLIENT_DELETED: &str = "client.deleted";
+
+/// A team was deleted, with all that it has in both modes: whoever keeps something of it, deletes that. Told twice: at
+/// once, and again when nothing that was under way at that moment can still be.
+pub const TEAM_DELETED: &str = "team.deleted";
+
+/// The rpc by which events are handed over, for audit entries.
+pub const INGEST_EVENTS: &str = "/paperkey.events.v1.IntakeService/IngestEvents";
 
 /// Records events in the transaction that makes them happen.
 #[derive(Clone, Debug)]
@@ -67,15 +81,29 @@ impl EventOutbox {
         event.id
     }
 
-    /// Hands what was recorded for a target to `ingest`, at least once, until shut down.
-    pub async fn relay<F, Fut>(self, database: Database, target: &'static str, ingest: F, shutdown: Shutdown)
-    where
-        F: Fn(Vec<Event>) -> Fut + Send + Sync,
-        Fut: Future<Output = Result<(), Error>> + Send,
-    {
-        let holder = new_id("proc", &self.clock);
-        let sink = EventSink { sealer: self.sealer, ingest };
-        Relay::new(database, target, holder, sink, RelayOptions::default()).run(shutdown.into_receiver()).await;
+    /// Hands what `from` recorded for `target` to that service, at least once, until shut down.
+    pub fn relay(
+        &self,
+        name: &'static str,
+        database: Database,
+        from: &'static str,
+        target: &'static str,
+        channel: Channel,
+        signer: Signer,
+    ) -> Worker {
+        let Self { sealer, clock } = self.clone();
+        Worker::new(name, move |shutdown| async move {
+            let ingest = move |events| {
+                let mut intake = IntakeServiceClient::new(channel.as_service(from, signer.clone(), None));
+                async move {
+                    let outcome = intake.ingest_events(IngestEventsRequest { events }).await;
+                    outcome.map(drop).map_err(|status| Error::from_status(&status))
+                }
+            };
+            let holder = new_id("proc", &clock);
+            let sink = EventSink { sealer, ingest };
+            Relay::new(database, target, holder, sink, RelayOptions::default()).run(shutdown.into_receiver()).await;
+        })
     }
 }
 

@@ -27,4 +27,5 @@ pub mod store;
 pub mod telemetry;
 pub mod testing;
 pub mod token;
+pub mod uses;
 pub mod values;

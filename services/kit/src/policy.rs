@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Request, header::AUTHORIZATION, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, header::AUTHORIZATION, request::Parts};
 use paperkey_proto::{
     Contract, Error,
     contract::Method,
@@ -20,7 +20,7 @@ use crate::{
     authn::Authenticator,
     clock::Clock,
     ids::new_id,
-    principal::{Caller, PRINCIPAL_HEADER, Signer},
+    principal::{Caller, PRINCIPAL_HEADER, Signer, mode_of},
     service::{Answer, Rpcs},
 };
 
@@ -40,25 +40,44 @@ pub fn authorize(method: &Method, principal: &Principal, now_ms: i64) -> Result<
     if principal.read_only && !method.is_read() {
         return Err(Error::new(Reason::ScopeInsufficient).with_message("This key is read-only"));
     }
-    let Some(scope) = method.scope else { return Ok(()) };
-    let held = || principal.scopes().any(|held| held == scope);
-    let role = || role_allows(principal.role(), scope);
-    let lacks_scope = || {
-        let word = Contract::get().scope_word(scope);
-        Err(Error::new(Reason::ScopeInsufficient).with_message(format!("This call needs the scope {word}")))
-    };
+    let tenant = method.policy.tenant();
+    if let Some(scope) = method.scope {
+        authorize_scope(method, principal, scope)?;
+    }
+    let needs_team = matches!(tenant, TenantOption::Caller | TenantOption::Member)
+        || (tenant == TenantOption::Any && kind != Kind::SystemKey);
+    if !needs_team || !principal.team_id.is_empty() {
+        return Ok(());
+    }
+    // The account has no team, or none that it named.
     match kind {
-        Kind::Account if !role() => Err(Error::new(Reason::RoleInsufficient)),
-        Kind::UserToken if held() && !role() => Err(Error::new(Reason::RoleInsufficient)),
+        Kind::SystemKey => Err(Error::field("Paperkey-Team", "must name the team that the call is for")),
+        _ => Err(Error::not_found("team")),
+    }
+}
+
+fn authorize_scope(method: &Method, principal: &Principal, scope: Scope) -> Result<(), Error> {
+    let held = principal.scopes().any(|held| held == scope);
+    let role = principal.role();
+    let by_role = role_allows(role, scope) && (!method.policy.owner_only || role == Role::Owner);
+    match principal.kind() {
+        Kind::Account if !by_role => Err(Error::new(Reason::RoleInsufficient)),
+        Kind::UserToken if held && !by_role => Err(Error::new(Reason::RoleInsufficient)),
         Kind::Account => Ok(()),
-        _ if !held() => lacks_scope(),
+        _ if !held => {
+            let word = Contract::get().scope_word(scope);
+            Err(Error::new(Reason::ScopeInsufficient).with_message(format!("This call needs the scope {word}")))
+        }
         _ => Ok(()),
     }
-    .and_then(|()| {
-        // A tenant's scope without a tenant: the account has no team, or none that it named.
-        let needs_team = method.policy.tenant() == TenantOption::Caller;
-        if needs_team && principal.team_id.is_empty() { Err(Error::not_found("team")) } else { Ok(()) }
-    })
+}
+
+/// Whether a credential may do at all what a scope names: it holds the scope, no read-only key holds one that changes
+/// anything, and a user's token holds none that the user's role does not allow.
+pub fn holds(principal: &Principal, scope: Scope) -> bool {
+    principal.scopes().any(|held| held == scope)
+        && !(principal.read_only && Contract::get().scope_writes(scope))
+        && (principal.kind() != Kind::UserToken || role_allows(principal.role(), scope))
 }
 
 /// What each role may do in its team.
@@ -75,6 +94,23 @@ pub fn role_allows(role: Role, scope: Scope) -> bool {
         Role::Member => reads,
         Role::Unspecified => false,
     }
+}
+
+/// The team that a call names, for credentials that belong to none.
+pub const TEAM_HEADER: &str = "paperkey-team";
+/// The mode that a call names, for credentials that belong to none.
+pub const MODE_HEADER: &str = "paperkey-mode";
+
+/// The team and mode that a call names in its headers or metadata.
+pub fn named_tenant(headers: &HeaderMap) -> Result<(Option<&str>, Mode), Error> {
+    let team = headers
+        .get(TEAM_HEADER)
+        .map(|team| team.to_str().map_err(|_| Error::field("Paperkey-Team", "must be the id of a team")));
+    let mode = headers.get(MODE_HEADER).map(|word| {
+        let mode = word.to_str().ok().and_then(mode_of);
+        mode.ok_or_else(|| Error::field("Paperkey-Mode", "must be one of live, test"))
+    });
+    Ok((team.transpose()?, mode.transpose()?.unwrap_or_default()))
 }
 
 /// A service behind its policy: nothing reaches the routes without a verified caller who may call that method.
@@ -94,6 +130,18 @@ impl Guarded {
     /// at the service's own port, where there is an authenticator to ask.
     pub fn new(rpcs: Rpcs, signer: Signer, clock: Clock, direct: Option<Arc<dyn Authenticator>>) -> Self {
         Self(Arc::new(Guard { rpcs, signer, clock, direct }))
+    }
+
+    /// Answers a call of somebody in this process who says whom it is for, if that caller may make it. Nothing that
+    /// arrived from outside comes this way.
+    pub fn call_as(&self, request: Request<Body>, caller: Caller) -> Answer {
+        let Some(method) = Contract::get().method(request.uri().path()) else {
+            return refuse(Error::unauthenticated());
+        };
+        match authorize(method, &caller.principal, self.0.clock.now_ms()) {
+            Ok(()) => self.0.serve(request, caller),
+            Err(error) => refuse(error),
+        }
     }
 
     /// Answers a call, if its caller may make it.
@@ -133,8 +181,10 @@ impl Guard {
         let (Some(direct), Some(credential)) = (&self.direct, bearer(request)) else {
             return Err(Error::unauthenticated());
         };
-        let principal = direct.authenticate(credential, None, Mode::Unspecified).await?;
-        if principal.kind() != Kind::SystemKey {
+        let (team, mode) = named_tenant(&request.headers)?;
+        let principal = direct.authenticate(credential, team, mode).await?;
+        // Addresses are the gateway's to judge, so a key that is bound to some does not pass here.
+        if principal.kind() != Kind::SystemKey || !principal.allowlist.is_empty() {
             return Err(Error::unauthenticated());
         }
         if let Some(method) = method {
@@ -197,6 +247,45 @@ mod tests {
         key.read_only = true;
         assert!(authorize(read, &key, 0).is_ok());
         assert_eq!(authorize(write, &key, 0).map_err(|e| e.reason()), Err(Reason::ScopeInsufficient));
+    }
+
+    #[test]
+    fn a_credential_holds_what_it_was_given_and_may_use() {
+        let mut key = principal(Kind::TeamKey, Role::Unspecified);
+        key.scopes = vec![Scope::LicensesRead.into(), Scope::LicensesWrite.into(), Scope::LicensesCheck.into()];
+        assert!(holds(&key, Scope::LicensesWrite) && !holds(&key, Scope::ProductsRead));
+        key.read_only = true;
+        assert!(holds(&key, Scope::LicensesRead));
+        assert!(!holds(&key, Scope::LicensesWrite) && !holds(&key, Scope::LicensesCheck));
+        let mut token = Principal { kind: Kind::UserToken.into(), read_only: false, ..key };
+        assert!(!holds(&token, Scope::LicensesRead), "a user without a role in the team");
+        token.role = Role::Member.into();
+        assert!(holds(&token, Scope::LicensesRead) && !holds(&token, Scope::LicensesWrite));
+        assert!(!holds(&token, Scope::ProductsRead), "the role alone is not enough");
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_is_handed_over_by_value_is_judged_like_any_other() {
+        let (clock, hand) = Clock::manual(1_000);
+        let signer = Signer::new(&crate::secrets::Keyring::for_tests(), clock.clone());
+        // No service is behind it: who is let pass learns that there is none.
+        let guarded = Guarded::new(Rpcs::default(), signer, clock, None);
+        let code = async |path: &'static str, principal: &Principal| {
+            let mut request = Request::new(Body::empty());
+            *request.uri_mut() = http::Uri::from_static(path);
+            let caller = Caller { principal: Arc::new(principal.clone()), request_id: "req_1".to_owned() };
+            let answer = guarded.call_as(request, caller).await.expect("it cannot fail");
+            Status::from_header_map(answer.headers()).expect("it was refused").code()
+        };
+        let list = "/paperkey.catalog.v1.CatalogService/ListProducts";
+        let internal = "/paperkey.auth.v1.CredentialService/Authenticate";
+        let owner = Principal { expires_at_ms: 2_000, ..principal(Kind::Account, Role::Owner) };
+        assert_eq!(code(list, &owner).await, tonic::Code::Unimplemented);
+        assert_eq!(code(list, &principal(Kind::Anyone, Role::Unspecified)).await, tonic::Code::PermissionDenied);
+        assert_eq!(code(internal, &owner).await, tonic::Code::PermissionDenied);
+        assert_eq!(code("/paperkey.catalog.v1.CatalogService/Nothing", &owner).await, tonic::Code::Unauthenticated);
+        hand.advance_ms(1_000);
+        assert_eq!(code(list, &owner).await, tonic::Code::Unauthenticated);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The gateway strips whatever arrives under [`PRINCIPAL_HEADER`] from outside and puts its own on; services believe
 //! nothing else. The key is derived from the installation's master key, which every process is given.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use base64::{
     Engine as _, alphabet,
@@ -133,6 +133,13 @@ pub struct Caller {
     pub request_id: String,
 }
 
+/// The principal of a call that nobody in particular makes.
+pub fn nobody() -> Arc<Principal> {
+    static NOBODY: LazyLock<Arc<Principal>> =
+        LazyLock::new(|| Arc::new(Principal { kind: Kind::Anyone.into(), ..Principal::default() }));
+    Arc::clone(&NOBODY)
+}
+
 /// The team and mode whose data a call may touch. Stores open by it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tenant {
@@ -160,6 +167,11 @@ impl Caller {
     /// The one product that the credential is bound to, if it is.
     pub fn product_id(&self) -> Option<&str> {
         Some(self.principal.product_id.as_str()).filter(|id| !id.is_empty())
+    }
+
+    /// Refuses a team that is not the caller's, as if there were none. A request need not name it.
+    pub fn must_be_of_team(&self, team_id: &str) -> Result<(), Error> {
+        if team_id.is_empty() || team_id == self.principal.team_id { Ok(()) } else { Err(Error::not_found("team")) }
     }
 
     /// Refuses a product that the credential is not bound to, as if there were none.

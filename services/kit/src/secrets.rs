@@ -60,6 +60,8 @@ pub struct Keyring(Arc<Keys>);
 struct Keys {
     master: [u8; KEY_LENGTH],
     pepper: [u8; KEY_LENGTH],
+    /// The one before, while there are tokens that were last used under it.
+    previous_pepper: Option<[u8; KEY_LENGTH]>,
     signing: [u8; KEY_LENGTH],
 }
 
@@ -80,6 +82,7 @@ impl Keyring {
         Ok(Self(Arc::new(Keys {
             master: decode(master.expose()).ok_or(BadKey("master_key"))?,
             pepper: decode(pepper.expose()).ok_or(BadKey("pepper"))?,
+            previous_pepper: None,
             signing: decode(signing.expose()).ok_or(BadKey("signing_key"))?,
         })))
     }
@@ -90,13 +93,32 @@ impl Keyring {
         Ok(Self(Arc::new(Keys {
             master: read_or_create(&folder.join("master.key"))?,
             pepper: read_or_create(&folder.join("pepper.key"))?,
+            previous_pepper: None,
             signing: read_or_create(&folder.join("signing.key"))?,
         })))
     }
 
     /// Keys for tests: the same everywhere.
     pub fn for_tests() -> Self {
-        Self(Arc::new(Keys { master: [1; KEY_LENGTH], pepper: [2; KEY_LENGTH], signing: [3; KEY_LENGTH] }))
+        Self(Arc::new(Keys {
+            master: [1; KEY_LENGTH],
+            pepper: [2; KEY_LENGTH],
+            previous_pepper: None,
+            signing: [3; KEY_LENGTH],
+        }))
+    }
+
+    /// Refuses what has not the form of a key. `name` is what the configuration calls it.
+    pub fn check(name: &'static str, key: &Secret) -> Result<(), BadKey> {
+        decode(key.expose()).map(|mut key| key.zeroize()).ok_or(BadKey(name))
+    }
+
+    /// The same keys after a change of the pepper: tokens that were hashed under `previous` are still found.
+    pub fn with_previous_pepper(self, previous: &Secret) -> Result<Self, BadKey> {
+        let previous = decode(previous.expose()).ok_or(BadKey("previous_pepper"))?;
+        let Keys { master, pepper, signing, .. } = &*self.0;
+        let (master, pepper, signing) = (*master, *pepper, *signing);
+        Ok(Self(Arc::new(Keys { master, pepper, previous_pepper: Some(previous), signing })))
     }
 
     /// The seed of the Ed25519 key that signs sessions.
@@ -112,6 +134,11 @@ impl Keyring {
     /// Hashes tokens, keyed with the pepper.
     pub fn token_hasher(&self) -> KeyedHash {
         KeyedHash::new(&self.0.pepper)
+    }
+
+    /// Hashes tokens as they were before the pepper was changed, if it was.
+    pub fn previous_token_hasher(&self) -> Option<KeyedHash> {
+        self.0.previous_pepper.as_ref().map(|pepper| KeyedHash::new(pepper))
     }
 
     /// Seals and opens data for one purpose.
@@ -258,6 +285,19 @@ mod tests {
         assert_eq!(first.0.master, second.0.master);
         assert_ne!(first.0.master, first.0.pepper);
         fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_changed_pepper_leaves_the_way_to_the_one_before() {
+        let old = Keyring::for_tests();
+        assert!(old.previous_token_hasher().is_none());
+        let pepper = Secret::new(BASE64.encode([9; KEY_LENGTH]));
+        let key = Secret::new(BASE64.encode([1; KEY_LENGTH]));
+        let new = Keyring::from_base64(&key, &pepper, &key).unwrap();
+        let new = new.with_previous_pepper(&Secret::new(BASE64.encode([2; KEY_LENGTH]))).unwrap();
+        assert_eq!(new.previous_token_hasher().unwrap().hash(b"token"), old.token_hasher().hash(b"token"));
+        assert_ne!(new.token_hasher().hash(b"token"), old.token_hasher().hash(b"token"));
+        assert!(old.with_previous_pepper(&Secret::new("short")).is_err());
     }
 
     #[test]

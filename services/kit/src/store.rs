@@ -30,6 +30,11 @@ impl Act {
         Self { actor_kind: "operator".to_owned(), actor_id: String::new(), action, request_id: String::new() }
     }
 
+    /// A service, which nobody has asked: time has come.
+    pub fn by_service(service: &str, action: &'static str) -> Self {
+        Self { actor_kind: "service".to_owned(), actor_id: service.to_owned(), action, request_id: String::new() }
+    }
+
     /// The same act, of the account that it has just made.
     #[must_use]
     pub fn or_by_account(mut self, user_id: &str) -> Self {

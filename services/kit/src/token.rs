@@ -76,6 +76,12 @@ impl TokenKind {
         (check.as_bytes() == checksum(payload)).then_some(kind)
     }
 
+    /// The kind that a text claims to be of by its prefix, whatever follows.
+    pub fn claimed_by(token: &str) -> Option<Self> {
+        // Some prefixes begin with another.
+        Self::ALL.into_iter().filter(|kind| token.starts_with(kind.prefix())).max_by_key(|kind| kind.prefix().len())
+    }
+
     /// A new token of this kind, from the system's generator.
     pub fn generate(self) -> String {
         let mut token = String::with_capacity(self.prefix().len() + RANDOM_LENGTH + CHECK_LENGTH);
@@ -115,6 +121,15 @@ mod tests {
         for kind in TokenKind::ALL {
             assert_eq!(TokenKind::of(&kind.generate()), Some(kind));
         }
+    }
+
+    #[test]
+    fn a_cut_token_still_claims_its_kind() {
+        for kind in TokenKind::ALL {
+            let token = kind.generate();
+            assert_eq!(TokenKind::claimed_by(&token[..token.len() - 1]), Some(kind));
+        }
+        assert_eq!(TokenKind::claimed_by("nonsense"), None);
     }
 
     #[test]

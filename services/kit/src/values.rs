@@ -30,6 +30,12 @@ pub fn rfc3339(ms: i64) -> String {
     format!("{time:.3}")
 }
 
+/// A stored time for people: `31 December 2026, 00:00 UTC`.
+pub fn plain_time(ms: i64) -> String {
+    let time = jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    time.strftime("%-d %B %Y, %H:%M UTC").to_string()
+}
+
 /// A time of the contract as it is stored.
 pub fn time_ms(field: &str, time: &Timestamp) -> Result<i64, Error> {
     let ms = time.seconds.saturating_mul(1_000).saturating_add(i64::from(time.nanos / 1_000_000));
@@ -219,6 +225,7 @@ mod tests {
     #[test]
     fn times_keep_their_milliseconds() {
         assert_eq!(rfc3339(1_798_675_200_000), "2026-12-31T00:00:00.000Z");
+        assert_eq!(plain_time(1_798_675_200_000), "31 December 2026, 00:00 UTC");
         assert_eq!(time_ms("expires_at", &timestamp(1_798_675_200_123)).unwrap(), 1_798_675_200_123);
         assert!(time_ms("expires_at", &timestamp(-1)).is_err());
     }

@@ -4,7 +4,7 @@
 //! ([`domain::license_key`]), and its end by its own time at each answer. A warm validation asks no database and
 //! changes nothing.
 //!
-//! Deliberately absent: products (asked of catalog), webhooks (told by events), and rate limits (the gateway's).
+//! Deliberately absent: products and clients (asked of catalog), webhooks (told by events), and rate limits (the gateway's).
 
 pub mod domain;
 mod rpc;
@@ -13,15 +13,14 @@ pub mod store;
 use paperkey_kit::service::{Assembled, Rpcs, ServiceDeps, Worker};
 use paperkey_proto::{
     Error,
+    events::v1::intake_service_server::IntakeServiceServer,
     licensing::v1::{
-        intake_service_server::IntakeServiceServer, license_check_service_server::LicenseCheckServiceServer,
-        licensing_service_server::LicensingServiceServer,
+        license_check_service_server::LicenseCheckServiceServer, licensing_service_server::LicensingServiceServer,
     },
-    webhook::v1::{IngestEventsRequest, intake_service_client::IntakeServiceClient},
 };
 
 use crate::{
-    rpc::{Checks, Intake, Licenses, Products},
+    rpc::{Catalog, Checks, Intake, Licenses},
     store::Store,
 };
 
@@ -41,24 +40,13 @@ pub fn assemble_around(store: Store, deps: ServiceDeps) -> Result<Assembled, Err
     let catalog = channels.get("catalog")?.clone();
     let webhook = channels.get("webhook")?.clone();
 
-    let products = Products::new(catalog, signer.clone());
-    let rpcs = Rpcs::new(LicensingServiceServer::new(Licenses::new(store.clone(), products)))
+    let catalog = Catalog::new(catalog, signer.clone());
+    let rpcs = Rpcs::new(LicensingServiceServer::new(Licenses::new(store.clone(), catalog)))
         .add_service(LicenseCheckServiceServer::new(Checks::new(store.clone())))
         .add_service(IntakeServiceServer::new(Intake::new(store.clone())));
 
-    let relay = {
-        let (outbox, database) = (store.outbox(), store.database().clone());
-        Worker::new("licensing to webhook", move |shutdown| {
-            let hand_over = move |events| {
-                let mut client = IntakeServiceClient::new(webhook.as_service(NAME, signer.clone(), None));
-                async move {
-                    let outcome = client.ingest_events(IngestEventsRequest { events }).await;
-                    outcome.map(drop).map_err(|status| Error::from_status(&status))
-                }
-            };
-            outbox.relay(database, "webhook", hand_over, shutdown)
-        })
-    };
+    let relay =
+        store.outbox().relay("licensing to webhook", store.database().clone(), NAME, "webhook", webhook, signer);
     let expiry = {
         let store = store.clone();
         Worker::new("license expiry", move |shutdown| store.expire(shutdown))

@@ -1,280 +1,29 @@
 //! The service as its callers meet it: assembled, behind its policy, with catalog and webhook played by the test.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll},
-};
+mod common;
 
+use std::sync::atomic::Ordering;
+
+use common::{
+    PRODUCT, START_MS, World, activation, deactivation, mask, owner, public_key, reason, refused, secret_key,
+    validation,
+};
 use paperkey_kit::{
-    channel::Channel,
-    clock::{Clock, ManualClock},
     db::Database,
-    policy::Guarded,
-    principal::{PRINCIPAL_HEADER, Signer},
-    secrets::Keyring,
-    service::{Channels, Rpcs, ServiceDeps},
-    shutdown::{self, ShutdownHandle},
-    testing::TestDb,
     values::{struct_of, timestamp},
 };
-use paperkey_licensing::{assemble_around, domain::license_key::LicenseKey, store::Store};
+use paperkey_licensing::domain::license_key::LicenseKey;
 use paperkey_proto::{
-    Error,
-    catalog::v1::{
-        self as catalog, GetProductRequest, GetProductResponse, Product,
-        catalog_service_server::{CatalogService, CatalogServiceServer},
-    },
     errors::v1::Reason,
-    events::v1::Event,
+    events::v1::{Event, IngestEventsRequest, intake_service_client::IntakeServiceClient},
     licensing::v1::{
-        self as licensing, ActivateLicenseRequest, CreateLicenseRequest, DeactivateLicenseRequest,
-        DeleteActivationRequest, GetLicenseRequest, License, LicenseStatus, ListLicensesRequest,
-        ReinstateLicenseRequest, RevokeLicenseRequest, UpdateLicenseRequest, ValidateLicenseRequest,
-        ValidateLicenseResponse, ValidationCode, intake_service_client::IntakeServiceClient,
-        license_check_service_client::LicenseCheckServiceClient, licensing_service_client::LicensingServiceClient,
+        CreateLicenseRequest, DeleteActivationRequest, GetLicenseRequest, LicenseStatus, ListLicensesRequest,
+        ReinstateLicenseRequest, RevokeLicenseRequest, UpdateLicenseRequest, ValidationCode,
+        license_check_service_client::LicenseCheckServiceClient,
     },
-    options::v1::{Caller as Kind, Scope},
-    principal::v1::{Mode, Principal, Role},
-    webhook::v1::{
-        self as webhook,
-        intake_service_server::{IntakeService, IntakeServiceServer},
-    },
+    principal::v1::{Mode, Principal},
 };
-use prost_types::FieldMask;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
-use tonic::{
-    Request, Response, Status,
-    body::Body,
-    codegen::{Service, http},
-};
-
-const START_MS: i64 = 1_798_675_200_000;
-const PRODUCT: &str = "prod_1";
-
-/// A client's way to the service, which signs as the gateway would.
-#[derive(Clone)]
-struct As {
-    channel: Channel,
-    signer: Signer,
-    principal: Principal,
-}
-
-impl Service<http::Request<Body>> for As {
-    type Response = http::Response<Body>;
-    type Error = Status;
-    type Future = <Channel as Service<http::Request<Body>>>::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        self.channel.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let assertion = self.signer.sign(Some(&self.principal), request.uri().path(), "req_1");
-        request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
-        self.channel.call(request)
-    }
-}
-
-/// A catalogue of one product, which counts who asks.
-struct OneProduct(Arc<AtomicUsize>);
-
-#[tonic::async_trait]
-impl CatalogService for OneProduct {
-    async fn get_product(&self, request: Request<GetProductRequest>) -> Result<Response<GetProductResponse>, Status> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        let tenant = paperkey_kit::principal::Caller::of(&request)?.tenant()?;
-        let id = request.into_inner().id;
-        if id != PRODUCT || tenant.team_id != "team_1" || tenant.mode != Mode::Live {
-            return Err(Error::not_found("product").into());
-        }
-        Ok(Response::new(GetProductResponse { product: Some(Product { id, ..Product::default() }) }))
-    }
-
-    async fn create_product(
-        &self,
-        _: Request<catalog::CreateProductRequest>,
-    ) -> Result<Response<catalog::CreateProductResponse>, Status> {
-        Err(Status::unimplemented("not played"))
-    }
-
-    async fn list_products(
-        &self,
-        _: Request<catalog::ListProductsRequest>,
-    ) -> Result<Response<catalog::ListProductsResponse>, Status> {
-        Err(Status::unimplemented("not played"))
-    }
-
-    async fn update_product(
-        &self,
-        _: Request<catalog::UpdateProductRequest>,
-    ) -> Result<Response<catalog::UpdateProductResponse>, Status> {
-        Err(Status::unimplemented("not played"))
-    }
-
-    async fn delete_product(
-        &self,
-        _: Request<catalog::DeleteProductRequest>,
-    ) -> Result<Response<catalog::DeleteProductResponse>, Status> {
-        Err(Status::unimplemented("not played"))
-    }
-}
-
-/// A webhook service that hands what it takes over to the test.
-struct Ears(mpsc::UnboundedSender<Event>);
-
-#[tonic::async_trait]
-impl IntakeService for Ears {
-    async fn ingest_events(
-        &self,
-        request: Request<webhook::IngestEventsRequest>,
-    ) -> Result<Response<webhook::IngestEventsResponse>, Status> {
-        for event in request.into_inner().events {
-            let _ = self.0.send(event);
-        }
-        Ok(Response::new(webhook::IngestEventsResponse {}))
-    }
-}
-
-struct World {
-    // The folder goes with it.
-    _db: TestDb,
-    database: Database,
-    store: Store,
-    hand: ManualClock,
-    signer: Signer,
-    channel: Channel,
-    asked: Arc<AtomicUsize>,
-    events: mpsc::UnboundedReceiver<Event>,
-    _running: ShutdownHandle,
-}
-
-impl World {
-    async fn new() -> Self {
-        let db = TestDb::sqlite();
-        let database = db.migrated::<paperkey_migrations::licensing::Migrator>().await;
-        let (clock, hand) = Clock::manual(START_MS);
-        let keys = Keyring::for_tests();
-        let signer = Signer::new(&keys, clock.clone());
-        let asked = Arc::new(AtomicUsize::new(0));
-        let (ears, events) = mpsc::unbounded_channel();
-
-        let guarded = |rpcs| Guarded::new(rpcs, signer.clone(), clock.clone(), None);
-        let mut channels = Channels::default();
-        for (name, rpcs) in [
-            ("catalog", Rpcs::new(CatalogServiceServer::new(OneProduct(Arc::clone(&asked))))),
-            ("webhook", Rpcs::new(IntakeServiceServer::new(Ears(ears)))),
-        ] {
-            let channel = Channel::local();
-            channel.bind(guarded(rpcs));
-            channels.insert(name, channel);
-        }
-        let store = Store::new(database.clone(), &keys, clock.clone());
-        let deps = ServiceDeps {
-            database: database.clone(),
-            keys: keys.clone(),
-            clock: clock.clone(),
-            signer: signer.clone(),
-            channels,
-        };
-        let assembled = assemble_around(store.clone(), deps).unwrap();
-        let channel = Channel::local();
-        channel.bind(guarded(assembled.rpcs));
-        let (running, shutdown) = shutdown::channel();
-        for worker in assembled.workers {
-            tokio::spawn(worker.run(shutdown.clone()));
-        }
-        Self { _db: db, database, store, hand, signer, channel, asked, events, _running: running }
-    }
-
-    fn way(&self, principal: Principal) -> As {
-        As { channel: self.channel.clone(), signer: self.signer.clone(), principal }
-    }
-
-    fn vendor(&self, principal: Principal) -> LicensingServiceClient<As> {
-        LicensingServiceClient::new(self.way(principal))
-    }
-
-    fn app(&self, principal: Principal) -> LicenseCheckServiceClient<As> {
-        LicenseCheckServiceClient::new(self.way(principal))
-    }
-
-    async fn issue(&self, request: CreateLicenseRequest) -> License {
-        let request = CreateLicenseRequest { product_id: PRODUCT.into(), ..request };
-        self.vendor(owner()).create_license(request).await.unwrap().into_inner().license.unwrap()
-    }
-
-    async fn validate(&self, key: &str, fingerprint: Option<&str>) -> ValidateLicenseResponse {
-        let answer = self.app(public_key()).validate_license(validation(key, fingerprint)).await;
-        answer.unwrap().into_inner()
-    }
-
-    async fn event(&mut self) -> (String, Value) {
-        let event = self.events.recv().await.unwrap();
-        assert_eq!((event.team_id.as_str(), event.mode(), event.product_id.as_str()), ("team_1", Mode::Live, PRODUCT));
-        (event.topic, serde_json::from_str(&event.data_json).unwrap())
-    }
-}
-
-fn owner() -> Principal {
-    Principal {
-        kind: Kind::Account.into(),
-        id: "usr_1".into(),
-        team_id: "team_1".into(),
-        mode: Mode::Live.into(),
-        role: Role::Owner.into(),
-        ..Principal::default()
-    }
-}
-
-fn public_key() -> Principal {
-    Principal {
-        kind: Kind::ProductPublicKey.into(),
-        id: "key_1".into(),
-        product_id: PRODUCT.into(),
-        role: Role::Unspecified.into(),
-        scopes: vec![Scope::LicensesCheck.into()],
-        ..owner()
-    }
-}
-
-fn secret_key(product_id: &str) -> Principal {
-    Principal {
-        kind: Kind::ProductSecretKey.into(),
-        id: "key_2".into(),
-        product_id: product_id.into(),
-        role: Role::Unspecified.into(),
-        scopes: vec![Scope::LicensesRead.into(), Scope::LicensesWrite.into()],
-        ..owner()
-    }
-}
-
-fn validation(key: &str, fingerprint: Option<&str>) -> ValidateLicenseRequest {
-    ValidateLicenseRequest { license_key: key.into(), fingerprint: fingerprint.map(Into::into) }
-}
-
-fn activation(key: &str, fingerprint: &str) -> ActivateLicenseRequest {
-    ActivateLicenseRequest { license_key: key.into(), fingerprint: fingerprint.into(), name: None }
-}
-
-fn deactivation(key: &str, fingerprint: &str) -> DeactivateLicenseRequest {
-    DeactivateLicenseRequest { license_key: key.into(), fingerprint: fingerprint.into() }
-}
-
-fn mask(paths: &[&str]) -> FieldMask {
-    FieldMask { paths: paths.iter().map(ToString::to_string).collect() }
-}
-
-fn refused<T: std::fmt::Debug>(outcome: Result<T, Status>) -> Error {
-    Error::from_status(&outcome.unwrap_err())
-}
-
-fn reason<T: std::fmt::Debug>(outcome: Result<T, Status>) -> Reason {
-    refused(outcome).reason()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_licence_lives_from_its_issue_to_its_end() {
@@ -557,14 +306,19 @@ async fn a_deleted_product_takes_its_licences_with_it() {
         product_id: product_id.into(),
         ..Event::default()
     };
-    let service = world.channel.as_service("catalog", world.signer.clone(), None);
-    let mut intake = IntakeServiceClient::new(service);
-    let mut ingest = async |events| intake.ingest_events(licensing::IngestEventsRequest { events }).await.unwrap();
-    ingest(vec![event("product.renamed", Mode::Live, PRODUCT), event("product.deleted", Mode::Unspecified, PRODUCT)])
+    world
+        .ingest(vec![
+            event("product.renamed", Mode::Live, PRODUCT),
+            event("product.deleted", Mode::Unspecified, PRODUCT),
+        ])
         .await;
     assert!(world.validate(&license.key, Some("fp")).await.valid);
     for _ in 0..2 {
-        ingest(vec![event("product.deleted", Mode::Live, "prod_other"), event("product.deleted", Mode::Live, PRODUCT)])
+        world
+            .ingest(vec![
+                event("product.deleted", Mode::Live, "prod_other"),
+                event("product.deleted", Mode::Live, PRODUCT),
+            ])
             .await;
         assert_eq!(world.validate(&license.key, Some("fp")).await.code(), ValidationCode::NotFound);
     }
@@ -572,7 +326,6 @@ async fn a_deleted_product_takes_its_licences_with_it() {
     assert_eq!(reason(vendor.get_license(GetLicenseRequest { id: license.id.clone() }).await), Reason::NotFound);
     let create = CreateLicenseRequest { product_id: PRODUCT.into(), ..CreateLicenseRequest::default() };
     assert_eq!(reason(vendor.create_license(create).await), Reason::NotFound, "catalog may still know it");
-    let outsider =
-        IntakeServiceClient::new(world.way(owner())).ingest_events(licensing::IngestEventsRequest::default()).await;
+    let outsider = IntakeServiceClient::new(world.way(owner())).ingest_events(IngestEventsRequest::default()).await;
     assert_eq!(reason(outsider), Reason::ScopeInsufficient);
 }

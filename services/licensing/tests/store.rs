@@ -55,6 +55,12 @@ store_suite! {
     nothing_of_another_team_mode_or_product_is_reached,
     lists_are_filtered_and_paged,
     removing_an_activation_frees_its_slot,
+    no_licence_names_a_client_that_is_gone_however_they_race,
+    a_client_of_many_licences_goes_from_all,
+    a_client_belongs_to_one_team_and_mode,
+    a_deleted_team_leaves_nothing_and_the_others_all,
+    a_licence_that_was_made_while_its_team_went_goes_when_it_is_told_again,
+    the_schema_goes_back_and_forth_and_knows_whose_products_there_are,
 }
 
 fn tenant(team_id: &str, mode: Mode) -> Tenant {
@@ -712,4 +718,145 @@ async fn removing_an_activation_frees_its_slot(database: Database) {
     let data: Value = serde_json::from_str(&removed.data_json).unwrap();
     assert_eq!(data["licenseKey"], key.to_string());
     assert_eq!((&data["id"], &data["licenseId"]), (&json!(id), &json!(license.id)));
+}
+
+fn of_client(client_id: &str) -> Terms {
+    Terms { client_id: Some(client_id.into()), ..terms(None) }
+}
+
+fn to_client(client_id: &str) -> Changes {
+    Changes { client_id: Some(Some(client_id.into())), ..Changes::default() }
+}
+
+async fn no_licence_names_a_client_that_is_gone_however_they_race(database: Database) {
+    let store = store(&database, &Clock::system());
+    let (license, _) = issue(&store, terms(None)).await;
+    for round in 0..25 {
+        let client = format!("cli_{round}");
+        let start = Arc::new(Barrier::new(7));
+        let mut calls = JoinSet::new();
+        for at in 0..6 {
+            let (store, start, client) = (store.clone(), Arc::clone(&start), client.clone());
+            let id = license.id.clone();
+            calls.spawn(async move {
+                start.wait().await;
+                let outcome = if at % 2 == 0 {
+                    all(&store).create(PRODUCT.into(), of_client(&client), act()).await
+                } else {
+                    all(&store).update(&id, to_client(&client), act()).await
+                };
+                outcome.map(drop).map_err(fault)
+            });
+        }
+        start.wait().await;
+        all(&store).forget_client(&client, act()).await.unwrap();
+        let outcomes = calls.join_all().await;
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(()) | Err(Fault::NoSuchClient))), "{outcomes:?}");
+    }
+    assert_eq!(number(&database, "SELECT COUNT(*) AS n FROM licenses WHERE client_id IS NOT NULL").await, 0);
+}
+
+async fn a_client_of_many_licences_goes_from_all(database: Database) {
+    let (clock, hand) = Clock::manual(START_MS);
+    let store = store(&database, &clock);
+    for _ in 0..401 {
+        issue(&store, of_client("cli_1")).await;
+    }
+    let (other, _) = issue(&store, of_client("cli_2")).await;
+    let told_before = topics(&database).await.len();
+    let recorded_before = number(&database, "SELECT COUNT(*) AS n FROM audit_entries").await;
+    hand.advance_ms(1);
+    for id in ["cli_1", "cli_1", "cli_never", "", "a\0b"] {
+        all(&store).forget_client(id, act()).await.unwrap();
+    }
+    let moved = "SELECT COUNT(*) AS n FROM licenses WHERE client_id IS NULL AND updated_at_ms > created_at_ms";
+    assert_eq!(number(&database, moved).await, 401);
+    assert_eq!(all(&store).get(&other.id).await.unwrap().0.client_id.as_deref(), Some("cli_2"));
+    assert_eq!(topics(&database).await.len(), told_before);
+    let recorded = number(&database, "SELECT COUNT(*) AS n FROM audit_entries").await;
+    assert_eq!(recorded, recorded_before + 2, "each deletion once");
+}
+
+async fn a_client_belongs_to_one_team_and_mode(database: Database) {
+    let store = store(&database, &Clock::system());
+    let (license, _) = issue(&store, of_client("cli_1")).await;
+    for stranger in [tenant("team_2", Mode::Live), tenant("team_1", Mode::Test)] {
+        let stranger = store.of(stranger);
+        let refused = stranger.create("prod_2".into(), of_client("cli_1"), act()).await.unwrap_err();
+        assert_eq!(fault(refused), Fault::NoSuchClient);
+        stranger.forget_client("cli_1", act()).await.unwrap();
+    }
+    assert_eq!(all(&store).get(&license.id).await.unwrap().0.client_id.as_deref(), Some("cli_1"));
+    assert!(all(&store).update(&license.id, to_client("cli_1"), act()).await.is_ok());
+}
+
+async fn a_deleted_team_leaves_nothing_and_the_others_all(database: Database) {
+    // Time stands still, so that what is remembered counts however long the rest takes.
+    let (clock, _hand) = Clock::manual(START_MS);
+    let store = store(&database, &clock);
+    store.poll_changes().await.unwrap();
+    let (_, key) = issue(&store, of_client("cli_1")).await;
+    for machine in 0..250 {
+        activate(&store, &key, &format!("machine {machine}")).await.unwrap();
+    }
+    for _ in 0..120 {
+        issue(&store, terms(None)).await;
+    }
+    let tested = store.of(tenant("team_1", Mode::Test));
+    tested.create("prod_test".into(), of_client("cli_test"), act()).await.unwrap();
+    tested.forget_product("prod_gone", act()).await.unwrap();
+    let other = store.of(tenant("team_2", Mode::Live));
+    let kept = other.create("prod_other".into(), of_client("cli_other"), act()).await.unwrap();
+    let asked = all(&store).before_learning();
+    all(&store).learn_product(PRODUCT, asked);
+    assert!(all(&store).knows_product(PRODUCT));
+    assert!(app(&store).find(&key).await.unwrap().is_some());
+
+    let recorded_before = number(&database, "SELECT COUNT(*) AS n FROM audit_entries").await;
+    for id in ["team_1", "team_1", "team_never", "", "a\0b"] {
+        store.forget_team(id, act()).await.unwrap();
+    }
+    assert_eq!(number(&database, "SELECT COUNT(*) AS n FROM audit_entries").await, recorded_before + 1);
+    for table in ["licenses", "products", "clients"] {
+        let sql = format!("SELECT COUNT(*) AS n FROM {table}");
+        assert_eq!(number(&database, sql.leak()).await, 1, "{table}");
+    }
+    assert_eq!(number(&database, "SELECT COUNT(*) AS n FROM activations").await, 0);
+    assert!(!all(&store).knows_product(PRODUCT));
+    assert!(app(&store).find(&key).await.unwrap().is_none());
+    assert_eq!(activate(&store, &key, "one").await, Err(Fault::NoSuchLicense));
+    assert_eq!(other.get(&kept.id).await.unwrap().0, kept);
+}
+
+async fn a_licence_that_was_made_while_its_team_went_goes_when_it_is_told_again(database: Database) {
+    let store = store(&database, &Clock::system());
+    let start = Arc::new(Barrier::new(7));
+    let mut creations = JoinSet::new();
+    for _ in 0..6 {
+        let (store, start) = (store.clone(), Arc::clone(&start));
+        creations.spawn(async move {
+            start.wait().await;
+            all(&store).create(PRODUCT.into(), of_client("cli_1"), act()).await.unwrap();
+        });
+    }
+    start.wait().await;
+    store.forget_team("team_1", act()).await.unwrap();
+    creations.join_all().await;
+    store.forget_team("team_1", act()).await.unwrap();
+    for table in ["licenses", "products", "clients"] {
+        let sql = format!("SELECT COUNT(*) AS n FROM {table}");
+        assert_eq!(number(&database, sql.leak()).await, 0, "{table}");
+    }
+}
+
+async fn the_schema_goes_back_and_forth_and_knows_whose_products_there_are(database: Database) {
+    let store = store(&database, &Clock::system());
+    issue(&store, terms(None)).await;
+    all(&store).forget_product("prod_gone", act()).await.unwrap();
+    database.migrate_down::<paperkey_migrations::licensing::Migrator>(1).await.unwrap();
+    database.migrate_up::<paperkey_migrations::licensing::Migrator>().await.unwrap();
+    let known = "SELECT COUNT(*) AS n FROM products WHERE id = 'prod_1' AND team_id = 'team_1'";
+    assert_eq!(number(&database, known).await, 1);
+    assert_eq!(number(&database, "SELECT COUNT(*) AS n FROM products WHERE team_id = ''").await, 1);
+    issue(&store, of_client("cli_1")).await;
 }

@@ -5,10 +5,13 @@
 use std::{collections::HashMap, fmt::Write as _, fs::File, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
-use paperkey_auth::AuthConfig;
+use paperkey_auth::{
+    AuthConfig, BadMail, Mail,
+    admin::{Admin, Care},
+};
 use paperkey_gateway::{Gateway, GatewayConfig};
 use paperkey_kit::{
-    authn::CachedAuthenticator,
+    authn::{CachedAuthenticator, Judgements},
     cache::Epochs,
     channel::Channel,
     clock::Clock,
@@ -43,7 +46,7 @@ pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
     let listener = host::bind(config.server.listen).await?;
     let operations = host::bind(config.server.ops_listen).await?;
 
-    let mut process = Process::assemble(&config, part).await?;
+    let mut process = Process::assemble(&config, part, &public_url(&config, listener.local_addr()?)).await?;
     let (handle, shutdown) = shutdown::channel();
     let mut tasks = process.start(&shutdown);
     let grace = Duration::from_millis(config.server.shutdown_grace_ms);
@@ -73,6 +76,10 @@ pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
         // A part that panicked has said so; the others are still waited for.
         let _ = serving.await;
         while tasks.join_next().await.is_some() {}
+        // The last calls have been answered: what they used is not forgotten, unless auth has gone before.
+        if let Err(error) = process.authenticator.uses().flush().await {
+            tracing::warn!(reason = error.reason().as_str_name(), "the last uses of keys are not recorded");
+        }
         for (_, database) in process.databases {
             database.close().await;
         }
@@ -103,7 +110,7 @@ struct Process {
 }
 
 impl Process {
-    async fn assemble(config: &Config, part: Part) -> Result<Self, Failure> {
+    async fn assemble(config: &Config, part: Part, public_url: &str) -> Result<Self, Failure> {
         let clock = Clock::system();
         storage::make_folder(&config.server.data)?;
         let keys = config.keyring()?;
@@ -136,7 +143,7 @@ impl Process {
             owned: Vec::new(),
         };
         for service in own {
-            process.add(config, service, &keys, &epochs).await?;
+            process.add(config, service, &keys, &epochs, public_url).await?;
         }
         Ok(process)
     }
@@ -147,7 +154,11 @@ impl Process {
         service: &'static str,
         keys: &Keyring,
         epochs: &Arc<Epochs>,
+        public_url: &str,
     ) -> Result<(), Failure> {
+        if service == "auth" && self.part != Part::All && config.server.public_url.is_none() {
+            tracing::warn!("server.public_url is not set, so links in mails lead to this process and not to a gateway");
+        }
         self.owned.extend(storage::own(config, service)?);
         let database = storage::open_current(config, service, &self.clock).await?;
         let deps = ServiceDeps {
@@ -158,10 +169,13 @@ impl Process {
             channels: self.channels.clone(),
         };
         if service == "auth" && database.engine() == Engine::Sqlite {
-            self.first_start = admin::ensure_system_key(config, &database, keys).await?;
+            let admin = Admin::new(database.clone(), keys, Arc::clone(epochs))?;
+            self.first_start = admin::care_for_system_key(config, &admin).await? == Care::Make;
+            let config = config.clone();
+            self.workers.push(Worker::new("system key", |shutdown| admin::keep_system_key(config, admin, shutdown)));
         }
         let Assembled { rpcs, workers } = match service {
-            "auth" => paperkey_auth::assemble(deps, auth_config(config, epochs))?,
+            "auth" => paperkey_auth::assemble(deps, auth_config(config, epochs, public_url)?)?,
             "catalog" => paperkey_catalog::assemble(deps)?,
             "licensing" => paperkey_licensing::assemble(deps)?,
             _ => paperkey_webhook::assemble(deps, webhook_config(config))?,
@@ -180,6 +194,7 @@ impl Process {
     fn start(&mut self, shutdown: &Shutdown) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&self.authenticator).watch(shutdown.clone()));
+        tasks.spawn(Arc::clone(self.authenticator.uses()).hand_over(shutdown.clone()));
         for worker in std::mem::take(&mut self.workers) {
             let name = worker.name;
             let run = worker.run(shutdown.clone());
@@ -213,6 +228,7 @@ impl Process {
                 trusted_proxies: config.server.trusted_proxies.clone(),
                 cors_any_origin: config.server.cors_any_origin,
                 call_timeout_ms: config.server.call_timeout_ms,
+                upstreams: config.upstreams.clone(),
                 version: VERSION,
             },
             self.channels.iter().map(|(name, channel)| (name.to_owned(), channel.clone())).collect::<HashMap<_, _>>(),
@@ -244,20 +260,32 @@ impl Process {
         };
         Operations::new(ready, move |text| {
             host::write_database_metrics(text, &watched);
-            let name = "paperkey_credential_lookups_total";
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "# HELP {name} Credentials that auth was asked about.\n# TYPE {name} counter");
-            let _ = writeln!(text, "{name} {}", authenticator.lookups());
+            let Judgements { lookups, hits, malformed } = authenticator.judgements();
+            for (name, help, value) in [
+                ("paperkey_credential_lookups_total", "Credentials that auth was asked about.", lookups),
+                ("paperkey_credential_hits_total", "Credentials that were known.", hits),
+                (
+                    "paperkey_credential_malformed_total",
+                    "Credentials that could be none, by form or checksum.",
+                    malformed,
+                ),
+            ] {
+                // Writing to a String cannot fail.
+                let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
+            }
         })
     }
 }
 
-fn auth_config(config: &Config, epochs: &Arc<Epochs>) -> AuthConfig {
-    AuthConfig {
+fn auth_config(config: &Config, epochs: &Arc<Epochs>, public_url: &str) -> Result<AuthConfig, BadMail> {
+    let folder = config.server.data.join("mail");
+    Ok(AuthConfig {
         registration_open: config.dashboard.registration == Registration::Open,
         version: VERSION,
         epochs: Arc::clone(epochs),
-    }
+        public_url: public_url.to_owned(),
+        mail: Mail::new(config.mail.smtp_url.as_ref(), &config.mail.from, folder)?,
+    })
 }
 
 fn webhook_config(config: &Config) -> WebhookConfig {

@@ -1,10 +1,11 @@
 //! The webhook service: endpoints, the events that it takes over, and their way to the receivers.
 //!
-//! An event is taken over once and becomes one delivery for each endpoint that subscribes to it. A delivery goes out
+//! An endpoint belongs to a product and gets its events, or to the team and gets those of the team. An event is taken
+//! over once and becomes one delivery for each endpoint that subscribes to it. A delivery goes out
 //! at least once and keeps its id over all attempts; claims in the database, and not locks in a process, decide who
 //! sends it. Where nothing may go is decided when an address is written and again when it is dialled.
 //!
-//! Deliberately absent: events of teams, and what makes events; they come through the outboxes of other services.
+//! Deliberately absent: what makes events; they come through the outboxes of other services.
 
 mod deliver;
 mod domain;
@@ -17,8 +18,8 @@ use std::sync::Arc;
 
 use paperkey_kit::service::{Assembled, Rpcs, ServiceDeps, Worker};
 use paperkey_proto::{
-    Error,
-    webhook::v1::{intake_service_server::IntakeServiceServer, webhook_service_server::WebhookServiceServer},
+    Error, events::v1::intake_service_server::IntakeServiceServer,
+    webhook::v1::webhook_service_server::WebhookServiceServer,
 };
 
 use crate::{

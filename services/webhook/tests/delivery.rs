@@ -366,7 +366,8 @@ async fn what_waits_goes_with_its_endpoint(database: Database) {
     world.set_status(&webhook.id, WebhookStatus::Paused).await;
     world.happens("license.created").await;
     assert_eq!((count(&database, "deliveries").await, count(&database, "attempts").await), (2, 1));
-    let request = DeleteWebhookRequest { product_id: PRODUCT.into(), webhook_id: webhook.id };
+    let request =
+        DeleteWebhookRequest { product_id: PRODUCT.into(), webhook_id: webhook.id, ..DeleteWebhookRequest::default() };
     world.owner().delete_webhook(request).await.unwrap();
     for table in ["endpoints", "deliveries", "attempts"] {
         assert_eq!(count(&database, table).await, 0, "{table}");
@@ -392,6 +393,7 @@ async fn a_deleted_product_takes_everything_along(database: Database) {
         product_id: PRODUCT.into(),
         url: receiver.url(),
         events: vec!["license.created".into()],
+        ..Default::default()
     };
     let reason = common::reason(world.owner().create_webhook(request).await);
     assert_eq!(reason, paperkey_proto::errors::v1::Reason::NotFound);

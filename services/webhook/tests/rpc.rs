@@ -26,19 +26,28 @@ async fn world() -> (World, TestDb) {
 
 fn create(url: &str, events: &[&str]) -> CreateWebhookRequest {
     let events = events.iter().map(ToString::to_string).collect();
-    CreateWebhookRequest { product_id: PRODUCT.into(), url: url.into(), events }
+    CreateWebhookRequest { product_id: PRODUCT.into(), url: url.into(), events, ..CreateWebhookRequest::default() }
 }
 
 fn get(id: &str) -> GetWebhookRequest {
-    GetWebhookRequest { product_id: PRODUCT.into(), webhook_id: id.into() }
+    GetWebhookRequest { product_id: PRODUCT.into(), webhook_id: id.into(), ..GetWebhookRequest::default() }
 }
 
 fn list(page_size: Option<i32>, page_token: &str) -> ListWebhooksRequest {
-    ListWebhooksRequest { product_id: PRODUCT.into(), page_size, page_token: page_token.into() }
+    ListWebhooksRequest {
+        product_id: PRODUCT.into(),
+        page_size,
+        page_token: page_token.into(),
+        ..ListWebhooksRequest::default()
+    }
 }
 
 fn update(id: &str) -> UpdateWebhookRequest {
     UpdateWebhookRequest { product_id: PRODUCT.into(), webhook_id: id.into(), ..UpdateWebhookRequest::default() }
+}
+
+fn delete(id: &str) -> DeleteWebhookRequest {
+    DeleteWebhookRequest { product_id: PRODUCT.into(), webhook_id: id.into(), ..DeleteWebhookRequest::default() }
 }
 
 fn mask(paths: &[&str]) -> FieldMask {
@@ -52,7 +61,7 @@ async fn a_new_webhook_is_active_and_shows_its_secret_once() {
     assert!(created.secret.starts_with("whsec_"));
     let webhook = created.webhook.unwrap();
     assert!(webhook.id.starts_with("wh_"));
-    assert_eq!((webhook.product_id.as_str(), webhook.url.as_str()), (PRODUCT, URL));
+    assert_eq!((webhook.product_id.as_deref(), webhook.url.as_str()), (Some(PRODUCT), URL));
     assert_eq!(webhook.events, ["license.created"]);
     assert_eq!((webhook.status(), webhook.consecutive_failures), (WebhookStatus::Active, 0));
     assert_eq!(webhook.created_at, webhook.updated_at);
@@ -107,7 +116,7 @@ async fn a_stranger_finds_nothing() {
         assert_eq!(reason(client.list_webhooks(list(None, "")).await), Reason::NotFound);
         assert_eq!(reason(client.get_webhook(get(id)).await), Reason::NotFound);
         assert_eq!(reason(client.update_webhook(update(id)).await), Reason::NotFound);
-        let request = DeleteWebhookRequest { product_id: PRODUCT.into(), webhook_id: id.into() };
+        let request = delete(id);
         assert_eq!(reason(client.delete_webhook(request).await), Reason::NotFound);
         let request = ListDeliveriesRequest {
             product_id: PRODUCT.into(),
@@ -115,8 +124,12 @@ async fn a_stranger_finds_nothing() {
             ..ListDeliveriesRequest::default()
         };
         assert_eq!(reason(client.list_deliveries(request).await), Reason::NotFound);
-        let request =
-            GetDeliveryRequest { product_id: PRODUCT.into(), webhook_id: id.into(), delivery_id: "dlv_1".into() };
+        let request = GetDeliveryRequest {
+            product_id: PRODUCT.into(),
+            webhook_id: id.into(),
+            delivery_id: "dlv_1".into(),
+            ..GetDeliveryRequest::default()
+        };
         assert_eq!(reason(client.get_delivery(request).await), Reason::NotFound);
     }
     assert_eq!(world.webhook(id).await, webhook);
@@ -213,7 +226,7 @@ async fn a_product_has_at_most_twenty_webhooks_in_pages_newest_first() {
 async fn a_deleted_webhook_is_gone() {
     let (world, _db) = world().await;
     let (webhook, _) = world.endpoint(URL).await;
-    let request = DeleteWebhookRequest { product_id: PRODUCT.into(), webhook_id: webhook.id.clone() };
+    let request = delete(&webhook.id);
     world.owner().delete_webhook(request.clone()).await.unwrap();
     assert_eq!(reason(world.owner().delete_webhook(request).await), Reason::NotFound);
     assert_eq!(reason(world.owner().get_webhook(get(&webhook.id)).await), Reason::NotFound);
@@ -229,7 +242,7 @@ async fn development_may_use_http_and_its_own_machine() {
 
 #[tokio::test]
 async fn only_processes_hand_over_events() {
-    use paperkey_proto::webhook::v1::{IngestEventsRequest, intake_service_client::IntakeServiceClient};
+    use paperkey_proto::events::v1::{IngestEventsRequest, intake_service_client::IntakeServiceClient};
     let (world, _db) = world().await;
     let mut intake = IntakeServiceClient::new(world.way(account("team_1", Mode::Live, Role::Owner)));
     let events = vec![world.event("license.created")];

@@ -265,11 +265,21 @@ async fn an_operator_sets_tiers_and_rotates_the_system_key_while_it_runs(install
     old.get("/v1/status").await.gives(200);
     let rotated = install.command(&["admin", "system-key", "--rotate"], "").await.succeeded().to_owned();
     assert_ne!(rotated, key);
-    install.api().with_key(&rotated).get("/v1/status").await.gives(200);
-    within(Duration::from_secs(1), "the old system key is refused", || async {
-        (old.get("/v1/status").await.status == 401).then_some(())
+    let new = install.api().with_key(&rotated);
+    assert_eq!(new.get("/api/v1/me").await.gives(200)["status"], "active");
+    within(Duration::from_secs(1), "the old system key tells of its end", || async {
+        old.get("/v1/status").await.header("paperkey-key-expires").is_some().then_some(())
     })
     .await;
+    let newest = install.command(&["admin", "system-key", "--rotate", "--now"], "").await.succeeded().to_owned();
+    install.api().with_key(&newest).get("/v1/status").await.gives(200);
+    for ended in [old, new] {
+        within(Duration::from_secs(1), "the system keys before are refused", || async {
+            (ended.get("/v1/status").await.status == 401).then_some(())
+        })
+        .await;
+    }
+    install.command(&["admin", "system-key", "--now"], "").await.failed();
 }
 
 /// A call whose body the server waits for: it has said so.

@@ -3,12 +3,17 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use http::Method;
 use paperkey_proto::errors::v1::Reason;
-use paperkey_tests::{Account, Api, Installation, License, Product, Settings, eventually, people::App, within};
-use serde_json::json;
+use paperkey_tests::{
+    Account, Api, Installation, License, Product, Settings, eventually,
+    people::{App, text},
+    within,
+};
+use serde_json::{Value, json};
 
 /// What the specification promises.
-const PROMISED: Duration = Duration::from_secs(1);
+pub(crate) const PROMISED: Duration = Duration::from_secs(1);
 
 async fn sold(install: &Installation) -> (Account, Product, License, App) {
     let owner = install.register().await;
@@ -133,7 +138,7 @@ async fn without_auth_no_gateway_trusts_what_it_remembers_for_longer_than_a_seco
 }
 
 /// The database statements of a service so far, reading and writing.
-async fn statements(operations: &Api, service: &str) -> u64 {
+pub(crate) async fn statements(operations: &Api, service: &str) -> u64 {
     let metrics = operations.get("/metrics").await;
     let count = |name: &str| {
         let label = format!("{name}{{service=\"{service}\"}} ");
@@ -143,10 +148,16 @@ async fn statements(operations: &Api, service: &str) -> u64 {
     count("paperkey_db_read_statements_total") + count("paperkey_db_write_statements_total")
 }
 
-async fn lookups(operations: &Api) -> u64 {
+/// How often auth was asked whose a credential is.
+pub(crate) async fn lookups(operations: &Api) -> u64 {
+    metric(operations, "paperkey_credential_lookups_total").await
+}
+
+/// A number of the metrics that has no labels.
+pub(crate) async fn metric(operations: &Api, name: &str) -> u64 {
     let metrics = operations.get("/metrics").await.text();
-    let line = metrics.lines().find_map(|line| line.strip_prefix("paperkey_credential_lookups_total "));
-    line.expect("the metric is there").parse().unwrap()
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().unwrap()
 }
 
 async fn warm_checks_cost_no_statement(install: &Installation) {
@@ -192,4 +203,91 @@ async fn in_one_process_a_warm_check_touches_no_database() {
 async fn in_a_fleet_a_warm_check_touches_no_database() {
     let Some(install) = Installation::fleet().await else { return };
     warm_checks_cost_no_statement(&install).await;
+}
+
+/// A key that a team has made, and what the gateways think of it.
+struct Watched {
+    path: String,
+    gateways: Vec<Api>,
+}
+
+impl Watched {
+    async fn new(owner: &Account, gateways: &[Api], body: Value) -> Self {
+        let made = owner.post(&format!("/teams/{}/api-keys", owner.team_id), body).await;
+        let key = text(made.gives(201), "/key");
+        let path = format!("/teams/{}/api-keys/{}", owner.team_id, text(made.gives(201), "/id"));
+        let gateways: Vec<Api> = gateways.iter().map(|gateway| gateway.with_key(&key)).collect();
+        for gateway in &gateways {
+            for _ in 0..3 {
+                gateway.get("/api/v1/products").await.gives(200);
+            }
+        }
+        Self { path, gateways }
+    }
+
+    /// Every gateway comes to answer like that within a second, and goes on to.
+    async fn come_to(&self, verb: Method, path: &str, body: Option<Value>, status: u16) {
+        for gateway in &self.gateways {
+            within(PROMISED, "every gateway has learned of it", || async {
+                (gateway.call(verb.clone(), path, body.clone()).await.status == status).then_some(())
+            })
+            .await;
+        }
+        for _ in 0..10 {
+            for gateway in &self.gateways {
+                assert_eq!(gateway.call(verb.clone(), path, body.clone()).await.status, status);
+            }
+        }
+    }
+}
+
+/// Whatever changes how a key is judged, is felt by its next call, or in a fleet within a second.
+async fn every_change_of_a_key_reaches_every_gateway(install: &Installation, gateways: &[Api]) {
+    let owner = install.register().await;
+    let watched = Watched::new(&owner, gateways, json!({"name": "Watched"})).await;
+    let product = json!({"name": "App"});
+    let read = |status| watched.come_to(Method::GET, "/api/v1/products", None, status);
+    let write = |status| watched.come_to(Method::POST, "/api/v1/products", Some(product.clone()), status);
+
+    owner.patch(&watched.path, json!({"enabled": false})).await.gives(200);
+    read(401).await;
+    owner.patch(&watched.path, json!({"enabled": true})).await.gives(200);
+    read(200).await;
+    owner.patch(&watched.path, json!({"scope": "read_only"})).await.gives(200);
+    write(403).await;
+    owner.patch(&watched.path, json!({"scope": "read_write"})).await.gives(200);
+    write(201).await;
+    owner.patch(&watched.path, json!({"scopes": ["licenses:read"]})).await.gives(200);
+    read(403).await;
+    owner.patch(&watched.path, json!({"scopes": null})).await.gives(200);
+    read(200).await;
+    owner.patch(&watched.path, json!({"allowlist": ["198.51.100.0/24"]})).await.gives(200);
+    read(403).await;
+    owner.patch(&watched.path, json!({"allowlist": ["127.0.0.1"]})).await.gives(200);
+    read(200).await;
+    owner.delete(&watched.path).await.gives(200);
+    read(401).await;
+
+    // A user token ends with the membership, and shrinks with the role.
+    let guest = owner.team_mate(install, "admin").await;
+    let token = json!({"name": "Mine", "kind": "user_token", "userId": guest.user_id});
+    let watched = Watched::new(&owner, gateways, token).await;
+    let member = format!("/teams/{}/members/{}", owner.team_id, guest.user_id);
+    owner.patch(&member, json!({"role": "member"})).await.gives(200);
+    watched.come_to(Method::POST, "/api/v1/products", Some(product.clone()), 403).await;
+    watched.come_to(Method::GET, "/api/v1/products", None, 200).await;
+    owner.delete(&member).await.gives(204);
+    watched.come_to(Method::GET, "/api/v1/products", None, 401).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_one_process_every_change_of_a_key_is_felt() {
+    let install = Installation::all_in_one().await;
+    every_change_of_a_key_reaches_every_gateway(&install, &[install.api()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_fleet_every_change_of_a_key_is_felt_within_a_second_at_every_gateway() {
+    let Some(install) = Installation::fleet_with_two_licensings().await else { return };
+    every_change_of_a_key_reaches_every_gateway(&install, &[install.api(), install.second_api()]).await;
 }

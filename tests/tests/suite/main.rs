@@ -2,17 +2,28 @@
 //!
 //! Scenarios that hold on any installation run on both kinds, as `all_in_one::…` and `fleet::…`.
 
+mod accounts;
+mod addresses;
 mod arrows;
 mod cli;
+mod clients;
 mod crash;
+mod forward_auth;
 mod freshness;
 mod health;
 mod json;
+mod keys;
 mod nonsense;
+mod oracle;
 mod path;
+mod permissions;
 mod policy;
 mod races;
 mod samples;
 mod secrets;
+mod team_webhooks;
+mod teams;
 mod tenancy;
+mod upstreams;
+mod verify;
 mod webhooks;

@@ -3,14 +3,14 @@
 //! Bodies are made from the contract: every route that takes one is sent every kind of nonsense for every field.
 
 use bytes::Bytes;
-use http::{Method as Verb, StatusCode};
+use http::{HeaderMap, Method as Verb, StatusCode};
 use paperkey_proto::{
     Contract,
     contract::{Method, Route, mask_field},
     errors::v1::Reason,
-    options::v1::{LetterCase, Surface},
+    options::v1::{Caller, LetterCase, Surface},
 };
-use paperkey_tests::{Account, Api, Installation, Product, envelope, http1::Connection, on_both_kinds};
+use paperkey_tests::{Account, Api, Installation, Product, envelope, grpc, http1::Connection, on_both_kinds};
 use prost_reflect::{FieldDescriptor, Kind};
 use serde_json::{Value, json};
 
@@ -28,6 +28,7 @@ on_both_kinds! {
     wrong_verbs_are_told_the_right_ones,
     numbers_and_texts_keep_their_bounds,
     strange_grpc_is_refused,
+    refused_grpc_calls_do_not_use_up_a_connection,
 }
 
 const JSON: Option<&str> = Some("application/json");
@@ -41,17 +42,24 @@ struct Clients {
     product: Product,
     app: Api,
     integration: Api,
+    installation: Api,
+    /// Somebody whose sessions a call may end.
+    leaver: Account,
 }
 
 impl Clients {
     async fn new(install: &Installation) -> Self {
         let owner = install.register().await;
         let product = owner.create_product("App").await;
-        Self { app: owner.app(&product).0, integration: owner.integration(), owner, product }
+        let installation = install.api().with_key(&install.system_key().await).for_team(&owner.team_id);
+        let leaver = install.register().await;
+        Self { app: owner.app(&product).0, integration: owner.integration(), owner, product, installation, leaver }
     }
 
-    fn of(&self, surface: Surface) -> &Api {
+    fn of(&self, method: &Method, surface: Surface) -> &Api {
         match surface {
+            Surface::Team | Surface::Platform if method.callers == [Caller::SystemKey] => &self.installation,
+            Surface::Dashboard if method.descriptor.name() == "Logout" => &self.leaver,
             Surface::Client => &self.app,
             Surface::Team | Surface::Platform => &self.integration,
             Surface::Dashboard | Surface::Unspecified => &self.owner,
@@ -62,6 +70,7 @@ impl Clients {
     fn path(&self, route: &Route) -> String {
         path(route, |name| match name {
             "product_id" => self.product.id.clone(),
+            "team_id" => self.owner.team_id.clone(),
             "id" if route.template.contains("/products/") => self.product.id.clone(),
             _ => NOBODYS.to_owned(),
         })
@@ -145,16 +154,17 @@ async fn bodies_that_are_no_objects_are_refused(mut install: Installation) {
     bodies.push(nested(10_000, "{\"a\":", "1", "}").into());
     bodies.push(format!("{{\"metadata\":{}}}", nested(5_000, "{\"a\":", "1", "}")).into());
     bodies.push(format!("{{\"metadata\":{{\"a\":{}}}}}", nested(20_000, "[", "", "]")).into());
-    for (_, route) in body_routes() {
+    for (method, route) in body_routes() {
         for body in &bodies {
             let path = clients.path(route);
-            let answer = clients.of(route.surface).send(route.verb.clone(), &path, JSON, body.clone()).await;
+            let answer = clients.of(method, route.surface).send(route.verb.clone(), &path, JSON, body.clone()).await;
             let shown: String = String::from_utf8_lossy(body).chars().take(60).collect();
             assert_eq!(answer.status, 400, "{} with {shown:?}: {}", answer.asked, answer.text());
             answer.refused(Reason::ValidationFailed);
             assert!(answer.body.len() < 4_096, "{} with {shown:?}: a fault is told briefly", answer.asked);
         }
-        let empty = clients.of(route.surface).send(route.verb.clone(), &clients.path(route), JSON, Bytes::new()).await;
+        let empty =
+            clients.of(method, route.surface).send(route.verb.clone(), &clients.path(route), JSON, Bytes::new()).await;
         assert!(!empty.status.is_server_error(), "{} without a body: {}", empty.asked, empty.text());
     }
     is_well(&mut install, &clients).await;
@@ -203,7 +213,7 @@ async fn members_of_the_wrong_type_are_named(mut install: Installation) {
             for wrong in wrong_values(&field) {
                 let body = json!({&name: wrong}).to_string();
                 let answer = clients
-                    .of(route.surface)
+                    .of(method, route.surface)
                     .send(route.verb.clone(), &clients.path(route), JSON, body.clone().into())
                     .await;
                 assert_eq!(answer.status, 400, "{} with {body}: {}", answer.asked, answer.text());
@@ -223,7 +233,7 @@ async fn members_of_the_wrong_type_are_named(mut install: Installation) {
 async fn unknown_and_repeated_names_are_named(mut install: Installation) {
     let clients = Clients::new(&install).await;
     for (method, route) in body_routes() {
-        let (client, path) = (clients.of(route.surface), clients.path(route));
+        let (client, path) = (clients.of(method, route.surface), clients.path(route));
         let send = |body: String| client.send(route.verb.clone(), &path, JSON, body.into());
         send(json!({"nonsense": 1}).to_string()).await.refused_for("nonsense");
         send(json!({"": 1}).to_string()).await.refused(Reason::ValidationFailed);
@@ -271,7 +281,7 @@ async fn unknown_and_repeated_names_are_named(mut install: Installation) {
 async fn bodies_are_bounded_and_must_be_json(mut install: Installation) {
     let clients = Clients::new(&install).await;
     for (method, route) in body_routes() {
-        let client = clients.of(route.surface);
+        let client = clients.of(method, route.surface);
         let path = clients.path(route);
         assert_eq!(method.max_body_bytes(), LARGEST, "{} declares another bound: test it too", method.path);
         let padded = |length: usize| Bytes::from(format!("{{\"nonsense\":\"{}\"}}", "x".repeat(length - 15)));
@@ -436,8 +446,8 @@ async fn odd_queries_are_refused(mut install: Installation) {
         method.routes.iter().filter(move |_| paged).map(move |route| (&**method, route))
     });
     let mut asked = 0;
-    for (_, route) in lists {
-        let client = clients.of(route.surface);
+    for (method, route) in lists {
+        let client = clients.of(method, route.surface);
         let base = clients.path(route);
         let exists = !base.contains(NOBODYS);
         for query in [
@@ -532,7 +542,7 @@ async fn odd_paths_are_not_found(mut install: Installation) {
                     _ => NOBODYS.to_owned(),
                 });
                 let json = route.body.then(|| crate::samples::body(method, NOBODYS, "K7WX9-M3NP4-H8TRC-DJ"));
-                let client = clients.of(route.surface);
+                let client = clients.of(method, route.surface);
                 let Ok(answer) = client.try_call(route.verb.clone(), &path, json).await else {
                     // A client that keeps to the rules does not send it at all; by hand it is sent below.
                     assert!(odd.contains(['{', ' ']) || odd == "%" || odd == "%zz", "{path} was not answered");
@@ -596,7 +606,7 @@ async fn wrong_verbs_are_told_the_right_ones(mut install: Installation) {
             routes.iter().filter(|other| shape(other) == shape(route)).map(|other| other.verb.clone()).collect();
         right.sort_by_key(ToString::to_string);
         for wrong in verbs.iter().filter(|verb| !right.contains(verb)) {
-            let answer = clients.of(route.surface).call(wrong.clone(), &nobodys_path(route), None).await;
+            let answer = install.api().call(wrong.clone(), &nobodys_path(route), None).await;
             assert_eq!(answer.status, 405, "{}: {}", answer.asked, answer.text());
             answer.refused(Reason::MethodNotAllowed);
             let mut allowed: Vec<&str> = answer.header("allow").unwrap_or_default().split(',').map(str::trim).collect();
@@ -708,4 +718,16 @@ async fn strange_grpc_is_refused(mut install: Installation) {
     }
     assert_eq!(clients.owner.get("/products").await.gives(200)["products"].as_array().map(Vec::len), Some(1));
     is_well(&mut install, &clients).await;
+}
+
+async fn refused_grpc_calls_do_not_use_up_a_connection(install: Installation) {
+    let channel = grpc::connect(&install.url()).await;
+    // More than a server would take of streams that are reset before they are read.
+    for number in 0..3_000 {
+        let message = Bytes::from(vec![0; number % 50]);
+        let outcome =
+            grpc::call(&channel, "/paperkey.catalog.v1.CatalogService/ListProducts", message, HeaderMap::new());
+        let code = outcome.await.expect_err("nobody may do that").code();
+        assert_eq!(code, tonic::Code::Unauthenticated, "after {number} refused calls");
+    }
 }

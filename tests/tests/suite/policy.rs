@@ -10,15 +10,21 @@ use paperkey_kit::{
     token::TokenKind,
 };
 use paperkey_proto::{
-    Contract,
+    Contract, Error,
     auth::v1::{AuthenticateRequest, AuthenticateResponse},
     catalog::v1::{ListProductsRequest, ListProductsResponse},
     contract::Method,
     errors::v1::Reason,
-    options::v1::{Caller, Scope, Surface},
+    options::v1::Caller,
     principal::v1::{Mode, Principal, Role},
 };
-use paperkey_tests::{Account, Installation, grpc, installation::SERVICES, on_both_kinds};
+use paperkey_tests::{
+    Account, Api, Installation, grpc,
+    holders::{Holder, Verdict},
+    installation::SERVICES,
+    on_both_kinds,
+    people::text,
+};
 use prost::Message as _;
 use serde_json::{Value, json};
 use tonic::{Code, Status, transport::Channel};
@@ -32,165 +38,225 @@ on_both_kinds! {
     a_credential_counts_only_where_it_is_whole_and_where_it_belongs,
 }
 
-/// What becomes of a call before anybody looks at what it asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// 401: the credential is none, or none that this surface takes.
-    Unauthenticated,
-    /// 403: it is a good one, and not for this.
-    Forbidden,
-    /// The call is judged by its content.
-    Through,
-}
-
+/// A caller of some kind, and what they send with every call.
 struct Credential {
     name: &'static str,
-    token: Option<String>,
-    /// What kind of caller it is of, if it is good.
-    kind: Option<Caller>,
+    holder: Holder,
+    headers: Vec<(&'static str, String)>,
 }
 
 impl Credential {
-    async fn all(install: &Installation, owner: &Account) -> Vec<Self> {
-        let product = owner.create_product("App").await;
-        let foreigner = install.register().await;
-        let good = |name, token: &str, kind| Self { name, token: Some(token.to_owned()), kind: Some(kind) };
-        let bad = |name, token: &str| Self { name, token: Some(token.to_owned()), kind: None };
-        let mut altered = owner.token.clone();
-        altered.replace_range(altered.len() - 4.., if altered.ends_with("AAAA") { "BBBB" } else { "AAAA" });
-        vec![
-            Self { name: "nobody", token: None, kind: None },
-            bad("nonsense", "nonsense"),
-            bad("an unknown team key", &TokenKind::TeamLive.generate()),
-            bad("an unknown product key", &TokenKind::ProductPublic.generate()),
-            bad("an unknown secret key", &TokenKind::ProductSecret.generate()),
-            bad("an unknown system key", &TokenKind::System.generate()),
-            bad("a session with another signature", &altered),
-            bad("a session without a signature", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1c3JfMSJ9."),
-            good("an account", &owner.token, Caller::Account),
-            good("a foreign account", &foreigner.token, Caller::Account),
-            good("a product's public key", &product.public_key, Caller::ProductPublicKey),
-            good("a product's secret key", &product.secret_key, Caller::ProductSecretKey),
-            good("a team key", &owner.live_key, Caller::TeamKey),
-            good("a free key", &owner.free_key, Caller::FreeKey),
-            good("the system key", &install.system_key().await, Caller::SystemKey),
-        ]
+    fn new(name: &'static str, holder: Holder, token: &str) -> Self {
+        Self { name, holder, headers: vec![("authorization", format!("Bearer {token}"))] }
     }
 
-    fn holds(&self, scope: Scope) -> bool {
-        match self.kind {
-            // Whoever registers is Owner of their team.
-            Some(Caller::Account | Caller::SystemKey) => true,
-            Some(Caller::ProductPublicKey) => scope == Scope::LicensesCheck,
-            Some(Caller::ProductSecretKey) => {
-                matches!(scope, Scope::LicensesRead | Scope::LicensesWrite | Scope::WebhooksRead | Scope::WebhooksWrite)
-            }
-            Some(Caller::TeamKey | Caller::FreeKey) => scope != Scope::LicensesCheck,
-            _ => false,
-        }
+    fn bad(name: &'static str, token: &str) -> Self {
+        Self::new(name, Holder::BAD, token)
     }
 
-    /// A credential is judged where it is accepted; whose kind is not is told so, whatever it may do elsewhere.
-    fn verdict(&self, method: &Method, accepted: impl Fn(Caller) -> bool) -> Verdict {
-        // Where only strangers are served, nobody looks at what they carry.
-        if method.callers == [Caller::Anyone] {
-            return Verdict::Through;
-        }
-        match (&self.token, self.kind) {
-            (None, _) if method.serves(Caller::Anyone) => Verdict::Through,
-            (None, _) | (_, None) => Verdict::Unauthenticated,
-            (_, Some(kind)) if !accepted(kind) => Verdict::Unauthenticated,
-            (_, Some(kind)) => {
-                let served = method.serves(kind) || method.serves(Caller::Anyone);
-                let allowed = method.scope.is_none_or(|scope| self.holds(scope));
-                if served && allowed { Verdict::Through } else { Verdict::Forbidden }
-            }
-        }
+    #[must_use]
+    fn for_team(mut self, team_id: &str) -> Self {
+        self.headers.retain(|(name, _)| *name != "paperkey-team");
+        self.headers.push(("paperkey-team", team_id.to_owned()));
+        self
     }
 
-    fn over_rest(&self, method: &Method, surface: Surface) -> Verdict {
-        self.verdict(method, |kind| accepts(surface, kind))
+    fn api(&self, install: &Installation) -> Api {
+        self.headers.iter().fold(install.api(), |api, (name, value)| api.with(name, value))
     }
 
-    /// gRPC has no surfaces of its own: it accepts what one of the method's surfaces accepts.
-    fn over_grpc(&self, method: &Method) -> Verdict {
-        self.verdict(method, |kind| {
-            method.serves(kind) || method.routes.iter().any(|route| accepts(route.surface, kind))
-        })
+    fn metadata(&self) -> HeaderMap {
+        let entry = |(name, value): &(&'static str, String)| {
+            (HeaderName::from_static(name), HeaderValue::from_str(value).expect("tests send what a header can hold"))
+        };
+        self.headers.iter().map(entry).collect()
     }
 }
 
-fn accepts(surface: Surface, kind: Caller) -> bool {
-    let entry = Contract::get().surfaces().iter().find(|entry| entry.surface == surface);
-    entry.expect("a route belongs to a surface").options.callers().any(|caller| caller == kind)
+/// A team with people of every role and a credential of every kind.
+struct Arena {
+    owner: Account,
+    credentials: Vec<Credential>,
+    /// Teams of the same people, for calls that end a team or a membership.
+    spare_teams: Vec<String>,
+}
+
+impl Arena {
+    async fn of(install: &Installation) -> Self {
+        let (owner, api) = (install.register().await, install.api());
+        let product = owner.create_product("App").await;
+        let foreigner = install.register().await;
+        let people = [install.register().await, install.register().await, install.register().await];
+        let roles = ["member", "manager", "admin"];
+        let mut spare_teams = Vec::new();
+        for _ in 0..4 {
+            spare_teams.push(text(owner.post("/teams", json!({"name": "Spare"})).await.gives(201), "/id"));
+        }
+        for team_id in spare_teams.iter().chain([&owner.team_id]) {
+            for (person, role) in people.iter().zip(roles) {
+                owner.takes_in(team_id, person, role).await;
+            }
+        }
+        let [member, manager, admin] = people;
+        let api_keys = format!("/teams/{}/api-keys", owner.team_id);
+        let make = async |body: Value| text(owner.post(&api_keys, body).await.gives(201), "/key");
+        let by_key = api.with_key(&owner.live_key);
+        let platform_test = by_key.post("/v1/keys", json!({"name": "Child", "type": "test"})).await;
+        let anonymous = api.post("/v1/keys/test", json!({})).await;
+        let mut altered = owner.token.clone();
+        altered.replace_range(altered.len() - 4.., if altered.ends_with("AAAA") { "BBBB" } else { "AAAA" });
+        let of_member =
+            |person: &Account, name, holder| Credential::new(name, holder, &person.token).for_team(&owner.team_id);
+        let credentials = vec![
+            Credential { name: "nobody", holder: Holder::NOBODY, headers: Vec::new() },
+            Credential::bad("nonsense", "nonsense"),
+            Credential::bad("an unknown team key", &TokenKind::TeamLive.generate()),
+            Credential::bad("an unknown user token", &TokenKind::User.generate()),
+            Credential::bad("an unknown product key", &TokenKind::ProductPublic.generate()),
+            Credential::bad("an unknown secret key", &TokenKind::ProductSecret.generate()),
+            Credential::bad("an unknown system key", &TokenKind::System.generate()),
+            Credential::bad("a session with another signature", &altered),
+            Credential::bad("a session without a signature", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1c3JfMSJ9."),
+            of_member(&member, "a Member", Holder::MEMBER),
+            of_member(&manager, "a Manager", Holder::MANAGER),
+            of_member(&admin, "an Admin", Holder::ADMIN),
+            Credential::new("an Owner", Holder::OWNER, &owner.token),
+            Credential::new("an Owner of another team", Holder::OWNER, &foreigner.token),
+            Credential::new("pk_live_", Holder::TEAM_KEY, &make(json!({"name": "Live", "mode": "live"})).await),
+            Credential::new("pk_test_", Holder::TEAM_KEY, &make(json!({"name": "Test", "mode": "test"})).await),
+            Credential::new(
+                "a read-only pk_live_",
+                Holder::READ_ONLY_KEY,
+                &make(json!({"name": "Reader", "mode": "live", "scope": "read_only"})).await,
+            ),
+            Credential::new("pb_live_", Holder::TEAM_KEY, &owner.live_key),
+            Credential::new("pb_test_", Holder::TEAM_KEY, &text(platform_test.gives(201), "/key")),
+            Credential::new("an anonymous pb_test_", Holder::TEAM_KEY, &text(anonymous.gives(201), "/key")),
+            Credential::new("pk_free_", Holder::FREE_KEY, &owner.free_key),
+            Credential::new(
+                "an Owner's po_ut_",
+                Holder::OWNERS_TOKEN,
+                &make(json!({"name": "Mine", "kind": "user_token"})).await,
+            ),
+            Credential::new(
+                "a Member's po_ut_",
+                Holder::MEMBERS_TOKEN,
+                &make(json!({"name": "Theirs", "kind": "user_token", "userId": member.user_id})).await,
+            ),
+            Credential::new("po_sk_", Holder::SYSTEM_KEY, &install.system_key().await).for_team(&owner.team_id),
+            Credential::new("pk_", Holder::PUBLIC_KEY, &product.public_key),
+            Credential::new("sk_", Holder::SECRET_KEY, &product.secret_key),
+        ];
+        Self { owner, credentials, spare_teams }
+    }
+
+    /// The team that a call is for. One that ends a team, or a membership, has a team of its own.
+    fn team(&self, method: &Method, over_grpc: bool) -> &str {
+        let at = usize::from(over_grpc);
+        match method.descriptor.name() {
+            "DeleteTeam" => &self.spare_teams[at],
+            "LeaveTeam" => &self.spare_teams[2 + at],
+            _ => &self.owner.team_id,
+        }
+    }
+}
+
+/// Whoever calls, as somebody who can be done without where the call ends all their sessions.
+async fn stand_in(install: &Installation, method: &Method, credential: &Credential) -> Option<Credential> {
+    let is_person = credential.holder.kind == Some(Caller::Account);
+    if method.descriptor.name() != "Logout" || !is_person {
+        return None;
+    }
+    Some(Credential::new(credential.name, credential.holder, &install.register().await.token))
+}
+
+/// Why such a call is refused; not at all where its content is judged.
+fn reason_of(verdict: Verdict) -> Option<Reason> {
+    match verdict {
+        Verdict::Unauthenticated => Some(Reason::InvalidCredentials),
+        Verdict::ScopeInsufficient => Some(Reason::ScopeInsufficient),
+        Verdict::RoleInsufficient => Some(Reason::RoleInsufficient),
+        Verdict::Through => None,
+    }
 }
 
 async fn every_method_answers_every_credential_as_the_contract_says(install: Installation) {
-    let owner = install.register().await;
-    let credentials = Credential::all(&install, &owner).await;
+    let arena = Arena::of(&install).await;
     let channel = grpc::connect(&install.url()).await;
     let (mut asked, mut wrong) = (0, Vec::new());
     for method in Contract::get().methods().iter().filter(|method| method.is_public()) {
-        for credential in &credentials {
+        for credential in &arena.credentials {
             for route in &method.routes {
-                let path = samples::nobodys_path(route);
-                let expected = credential.over_rest(method, route.surface);
-                let api =
-                    credential.token.as_ref().map_or_else(|| install.api(), |token| install.api().with_key(token));
-                let answer = api.call(route.verb.clone(), &path, route.body.then(|| json!({}))).await;
-                let verdict = match answer.status.as_u16() {
-                    401 => Verdict::Unauthenticated,
-                    403 => Verdict::Forbidden,
-                    _ => Verdict::Through,
+                let stand_in = stand_in(&install, method, credential).await;
+                let caller = stand_in.as_ref().unwrap_or(credential);
+                let team_id = arena.team(method, false);
+                let path = samples::path(route, |name| match name {
+                    "team_id" => team_id.to_owned(),
+                    _ => samples::NOBODYS.to_owned(),
+                });
+                let expected = caller.holder.over_rest(method, route.surface);
+                let answer = caller.api(&install).call(route.verb.clone(), &path, route.body.then(|| json!({}))).await;
+                let reason = reason_of(expected);
+                let status = reason.map(|reason| paperkey_proto::error::entry(reason).http_status);
+                let refused = matches!(answer.status.as_u16(), 401 | 403);
+                let as_expected = match status {
+                    Some(status) => u32::from(answer.status.as_u16()) == status,
+                    None => !refused && !answer.status.is_server_error(),
                 };
-                if verdict != expected || answer.status.is_server_error() {
+                if let (true, Some(reason)) = (as_expected, reason) {
+                    answer.refused(reason);
+                } else if !as_expected {
                     wrong.push(format!(
                         "{} by {}: {expected:?} expected: {} {}",
                         answer.asked,
-                        credential.name,
+                        caller.name,
                         answer.status,
                         answer.text()
                     ));
-                } else if verdict == Verdict::Unauthenticated {
-                    answer.refused(Reason::InvalidCredentials);
-                } else if verdict == Verdict::Forbidden {
-                    answer.refused(Reason::ScopeInsufficient);
                 }
                 asked += 1;
             }
-            let expected = credential.over_grpc(method);
-            let headers = credential.token.as_deref().map(grpc::credential).unwrap_or_default();
-            let outcome = grpc::call(&channel, &method.path, Bytes::new(), headers).await;
+            let stand_in = stand_in(&install, method, credential).await;
+            let caller = stand_in.as_ref().unwrap_or(credential);
+            let expected = caller.holder.over_grpc(method);
+            let mut metadata = caller.metadata();
+            if matches!(method.descriptor.name(), "DeleteTeam" | "LeaveTeam") {
+                let team_id = HeaderValue::from_str(arena.team(method, true)).expect("an id fits into a header");
+                metadata.insert("paperkey-team", team_id);
+            }
+            let outcome = grpc::call(&channel, &method.path, Bytes::new(), metadata).await;
             let code = outcome.as_ref().err().map_or(Code::Ok, Status::code);
-            let verdict = match code {
-                Code::Unauthenticated => Verdict::Unauthenticated,
-                Code::PermissionDenied => Verdict::Forbidden,
-                _ => Verdict::Through,
-            };
-            let failed = !matches!(
+            let judged = outcome.as_ref().err().map(|status| Error::from_status(status).reason()).filter(|reason| {
+                matches!(reason, Reason::InvalidCredentials | Reason::ScopeInsufficient | Reason::RoleInsufficient)
+            });
+            let sound = matches!(
                 code,
-                Code::Ok | Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::NotFound
+                Code::Ok
+                    | Code::Unauthenticated
+                    | Code::PermissionDenied
+                    | Code::InvalidArgument
+                    | Code::NotFound
+                    | Code::AlreadyExists
+                    | Code::FailedPrecondition
             );
-            if verdict != expected || failed {
-                wrong.push(format!("{} by {}: {expected:?} expected: {outcome:?}", method.path, credential.name));
+            if judged != reason_of(expected) || !sound {
+                wrong.push(format!("{} by {}: {expected:?} expected: {outcome:?}", method.path, caller.name));
             }
             asked += 1;
         }
     }
-    assert!(asked > 500, "the contract has methods: {asked} calls");
+    assert!(asked > 3_000, "the contract has methods: {asked} calls");
     assert!(wrong.is_empty(), "{} of {asked} calls went wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 async fn internal_methods_cannot_be_reached_from_outside(install: Installation) {
-    let owner = install.register().await;
-    let credentials = Credential::all(&install, &owner).await;
+    let Arena { owner, credentials, .. } = Arena::of(&install).await;
     let channel = grpc::connect(&install.url()).await;
     let internal = || Contract::get().methods().iter().filter(|method| !method.is_public());
     assert!(internal().count() >= 4);
     for method in internal() {
         for credential in &credentials {
-            let headers = credential.token.as_deref().map(grpc::credential).unwrap_or_default();
-            let outcome = grpc::call(&channel, &method.path, Bytes::new(), headers).await;
+            let outcome = grpc::call(&channel, &method.path, Bytes::new(), credential.metadata()).await;
             let code = outcome.as_ref().err().map(Status::code);
             let hidden = matches!(code, Some(Code::Unimplemented | Code::NotFound));
             assert!(hidden, "{} by {}: {outcome:?}", method.path, credential.name);

@@ -26,6 +26,19 @@ async fn use_everything(install: &Installation) -> Vec<String> {
     owner.app(&product).0.post("/v1/licenses/activate", json!({"license_key": license.key, "fingerprint": 17})).await;
     let system_key = install.system_key().await;
     api.with_key(&system_key).get("/v1/status").await.gives(200);
+    // Keys through their life, and as strangers report them.
+    let path = format!("/teams/{}/api-keys", owner.team_id);
+    let made = owner.post(&path, json!({"name": "Key"})).await;
+    let (key_id, key) = (text(made.gives(201), "/id"), text(&made.json, "/key"));
+    let next = owner.post(&format!("{path}/{key_id}/rotate"), json!({})).await;
+    let next = text(next.gives(200), "/key");
+    let own = api.with_key(&next).post("/v1/keys/self/rotate", json!({})).await;
+    let own = text(own.gives(200), "/key");
+    let sandbox = text(api.post("/v1/keys/test", json!({})).await.gives(201), "/key");
+    let leaked = json!({"tokens": [key, next, own, sandbox, product.secret_key]});
+    api.post("/v1/keys/report-leak", leaked).await.gives(202);
+    api.post("/v1/keys/report-leak", json!({"tokens": own, "nonsense": sandbox})).await;
+    secrets.extend([key, next, own, sandbox]);
     let rotated = install.command(&["admin", "system-key", "--rotate"], "").await.succeeded().to_owned();
     install.command(&["admin", "reset-password", &owner.email], "a new passphrase\n").await.succeeded();
     secrets.extend([

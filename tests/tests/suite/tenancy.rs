@@ -4,8 +4,9 @@ use http::HeaderMap;
 use paperkey_proto::{Contract, contract::Method, errors::v1::Reason, options::v1::Caller};
 use paperkey_tests::{Account, Answer, Api, Installation, Receiver, grpc, on_both_kinds, people::text};
 use serde_json::json;
+use tonic::transport::Channel;
 
-use crate::samples::{World, body};
+use crate::samples::{World, body, is_of_team, list_clients};
 
 on_both_kinds! {
     what_is_another_worlds_does_not_exist,
@@ -13,13 +14,18 @@ on_both_kinds! {
     a_product_key_works_in_the_mode_it_was_born_with,
 }
 
-/// The methods whose request names something by its id.
+/// Keys, members and teams themselves are no data of a mode.
+const OF_NO_WORLD: [&str; 3] = ["ApiKeyService", "MemberService", "TeamService"];
+
+/// The methods whose request names something of a world by its id.
 fn naming_methods() -> impl Iterator<Item = &'static Method> {
     let names = |method: &Method| {
         let input = method.descriptor.input();
         input.fields().any(|field| matches!(field.name(), "id" | "license_key") || field.name().ends_with("_id"))
     };
-    Contract::get().methods().iter().map(AsRef::as_ref).filter(move |method| method.is_public() && names(method))
+    let of_a_world = |method: &Method| !OF_NO_WORLD.iter().any(|name| method.service.ends_with(&format!(".{name}")));
+    let methods = Contract::get().methods().iter().map(AsRef::as_ref);
+    methods.filter(move |method: &&Method| method.is_public() && of_a_world(method) && names(method))
 }
 
 /// Somebody who looks from outside at a world.
@@ -42,11 +48,18 @@ impl Stranger {
             (Caller::ProductPublicKey, account.app(&own.product).0),
         ];
         let metadata = if in_test_mode { vec![("paperkey-mode", "test")] } else { Vec::new() };
-        if !in_test_mode {
+        if in_test_mode {
+            clients.push((Caller::TeamKey, account.test_integration().await));
+        } else {
             clients.push((Caller::TeamKey, account.integration()));
             clients.push((Caller::FreeKey, account.integration().with_key(&account.free_key)));
         }
         Self { name, account, clients, metadata }
+    }
+
+    /// Whether they are of the team whose other world this is.
+    fn shares_the_team_of(&self, target: &World) -> bool {
+        self.account.team_id == target.owner.team_id
     }
 
     fn headers(&self) -> HeaderMap {
@@ -78,9 +91,7 @@ async fn what_is_another_worlds_does_not_exist(install: Installation) {
         for method in naming_methods() {
             asked += over_rest(target, stranger, method).await;
             if method.serves(Caller::Account) && !method.path.ends_with("/ListLicenses") {
-                let outcome = grpc::call(&channel, &method.path, target.message(method), stranger.headers()).await;
-                grpc::refused(outcome, Reason::NotFound);
-                asked += 1;
+                asked += over_grpc(&channel, target, stranger, method).await;
             }
         }
         lists_show_nothing(target, stranger).await;
@@ -89,6 +100,25 @@ async fn what_is_another_worlds_does_not_exist(install: Installation) {
     assert!(asked > 200, "the contract names things: {asked} calls");
     let after = (world.everything().await, test_world.everything().await);
     assert_eq!(before, after, "nobody has changed anything from outside");
+}
+
+async fn over_grpc(channel: &Channel, target: &World, stranger: &Stranger, method: &Method) -> usize {
+    let input = method.descriptor.input();
+    let mut asked = 0;
+    for of_team in [false, true] {
+        if of_team && input.get_field_by_name("team_id").is_none() {
+            continue;
+        }
+        // In the team that they share, they may make and list what is of their own world.
+        let of_the_team_alone = of_team && input.get_field_by_name("webhook_id").is_none();
+        if of_the_team_alone && stranger.shares_the_team_of(target) {
+            continue;
+        }
+        let outcome = grpc::call(channel, &method.path, target.message(method, of_team), stranger.headers()).await;
+        grpc::refused(outcome, Reason::NotFound);
+        asked += 1;
+    }
+    asked
 }
 
 async fn over_rest(target: &World, stranger: &Stranger, method: &Method) -> usize {
@@ -102,6 +132,11 @@ async fn over_rest(target: &World, stranger: &Stranger, method: &Method) -> usiz
         }
         for (kind, client) in &stranger.clients {
             if !method.serves(*kind) || !surface.options.callers().any(|caller| caller == *kind) {
+                continue;
+            }
+            // In the team that they share, they may make and list what is of their own world.
+            let of_the_team_alone = is_of_team(route) && route.variables.len() == 1;
+            if of_the_team_alone && *kind == Caller::Account && stranger.shares_the_team_of(target) {
                 continue;
             }
             let json = route.body.then(|| body(method, &target.product.id, &target.license.key));
@@ -123,10 +158,25 @@ async fn lists_show_nothing(target: &World, stranger: &Stranger) {
         format!("/licenses?productId={}", target.product.id),
         format!("/licenses?query={}", target.license.id),
         format!("/licenses?query={}", target.license.key),
+        format!("/licenses?clientId={}", target.client_id),
+        format!("/teams/{}/webhooks", stranger.account.team_id),
         "/auth/me".to_owned(),
     ];
     for path in lists {
         nothing_is_told(&stranger.account.get(&path).await, target, stranger);
+    }
+    for email in [None, Some("customer@example.com")] {
+        let clients = list_clients(&stranger.account, email).await;
+        assert!(!clients.is_empty(), "they see their own");
+        assert!(!clients.contains(&target.client_id), "{} sees a client", stranger.name);
+    }
+    let of_team_keys = ["/api/v1/products", "/api/v1/licenses", "/api/v1/clients?email=customer@example.com"];
+    for (_, client) in stranger.clients.iter().filter(|(kind, _)| matches!(kind, Caller::TeamKey | Caller::FreeKey)) {
+        for path in of_team_keys {
+            let answer = client.get(path).await;
+            answer.gives(200);
+            nothing_is_told(&answer, target, stranger);
+        }
     }
 }
 

@@ -8,6 +8,18 @@ const MIN_PASSWORD_CHARS: usize = 8;
 const MAX_PASSWORD_CHARS: usize = 256;
 const MAX_NAME_CHARS: usize = 100;
 
+/// How many logins of one address may fail within [`FAILURES_WINDOW_MS`]; after that none is looked at.
+pub(crate) const MAX_FAILURES: i64 = 10;
+/// How long failures count, from the first of them, in milliseconds.
+pub(crate) const FAILURES_WINDOW_MS: i64 = 15 * 60 * 1_000;
+
+/// How long the link of a forgotten password is good, in milliseconds.
+pub(crate) const RESET_LIFETIME_MS: i64 = 30 * 60 * 1_000;
+/// How many such links are mailed to one account within [`RESETS_WINDOW_MS`].
+pub(crate) const MAX_RESET_MAILS: u64 = 5;
+/// See there.
+pub(crate) const RESETS_WINDOW_MS: i64 = 60 * 60 * 1_000;
+
 /// An email address, as it was written and as it is compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Email {
@@ -58,6 +70,11 @@ pub(crate) fn person_name(name: Option<&str>) -> Result<Option<String>, Error> {
         return Err(Error::field("name", format!("must be at most {MAX_NAME_CHARS} characters long")));
     }
     Ok(Some(name.to_owned()))
+}
+
+/// An address as failed logins are counted under it: also what is none costs a place.
+pub(crate) fn counted_as(email: &str) -> String {
+    email.trim().to_lowercase()
 }
 
 /// What the first team of an account is called.

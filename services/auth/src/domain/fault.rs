@@ -1,6 +1,10 @@
 //! What callers can be told, each as one reason of the catalogue.
 
+use std::time::Duration;
+
 use paperkey_proto::{Error, errors::v1::Reason};
+
+use super::{member::MAX_PEOPLE, team::MAX_TEAMS};
 
 /// Why the domain refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +17,29 @@ pub(crate) enum Fault {
     NoSuchProduct,
     NoSuchKey,
     TooManyPairs,
+    TooManyKeys,
+    KeyRevoked,
+    KeyExpired,
+    KeyRotated,
+    SuccessorInUse,
+    NotLive,
+    WiderThanCaller,
+    TokenOfUser,
+    TokenOfOwner,
+    BadCredential,
     RotatedMeanwhile,
+    TooManyFailures { again_in_ms: i64 },
+    WrongCurrentPassword,
+    SessionEnded,
+    BadResetToken,
+    TooManyTeams,
+    TeamIsFull,
+    RoleInsufficient,
+    OwnersOnly,
+    LastOwner,
+    AlreadyMember,
+    NoSuchMember,
+    NoSuchInvitation,
 }
 
 impl From<Fault> for Error {
@@ -31,8 +57,51 @@ impl From<Fault> for Error {
             Fault::NoSuchKey => Self::not_found("key"),
             Fault::TooManyPairs => Self::new(Reason::KeyLimitReached)
                 .with_message("A product has at most 10 active key pairs; revoke one that is no longer in use"),
+            Fault::TooManyKeys => Self::new(Reason::KeyLimitReached)
+                .with_message("A team has at most 10 active keys, live and test together; revoke one"),
+            Fault::KeyRevoked => Self::new(Reason::Conflict).with_message("The key is revoked"),
+            Fault::KeyExpired => Self::new(Reason::Conflict).with_message("The key has expired"),
+            Fault::KeyRotated => {
+                Self::new(Reason::Conflict).with_message("The key was rotated already; superseded_by names the new one")
+            }
+            Fault::SuccessorInUse => Self::new(Reason::Conflict)
+                .with_message("The key was rotated already, and the new one is in use or ended"),
+            Fault::NotLive => {
+                Self::new(Reason::ScopeInsufficient).with_message("Only a live key makes and rotates other keys")
+            }
+            Fault::WiderThanCaller => Self::new(Reason::ScopeInsufficient).with_message(
+                "A key rotates only keys that may do no more than itself, no longer and from nowhere else",
+            ),
+            Fault::TokenOfUser => Self::new(Reason::ScopeInsufficient)
+                .with_message("The token of a user is touched only by that user, an Owner or an Admin"),
+            Fault::TokenOfOwner => {
+                Self::new(Reason::RoleInsufficient).with_message("The token of an Owner is touched only by an Owner")
+            }
+            Fault::BadCredential | Fault::SessionEnded => Self::unauthenticated(),
             Fault::RotatedMeanwhile => Self::new(Reason::Conflict)
                 .with_message("The system key was rotated by someone else at the same moment; rotate it again"),
+            Fault::TooManyFailures { again_in_ms } => Self::new(Reason::AuthRateLimited)
+                .with_retry_after(Duration::from_millis(u64::try_from(again_in_ms).unwrap_or(0).max(1))),
+            Fault::WrongCurrentPassword => Self::field("current_password", "is not the current password"),
+            // Used, expired or made up: nobody is told which.
+            Fault::BadResetToken => Self::field("token", "is not valid or was used already; ask for a new link"),
+            Fault::TooManyTeams => Self::new(Reason::Conflict)
+                .with_message(format!("An account can be in at most {MAX_TEAMS} teams; leave one first")),
+            Fault::TeamIsFull => Self::new(Reason::Conflict).with_message(format!(
+                "A team has at most {MAX_PEOPLE} members and invitations; remove one that is no longer needed"
+            )),
+            Fault::RoleInsufficient => Self::new(Reason::RoleInsufficient),
+            Fault::OwnersOnly => {
+                Self::new(Reason::RoleInsufficient).with_message("Only an Owner may make, change or remove an Owner")
+            }
+            Fault::LastOwner => Self::new(Reason::Conflict)
+                .with_message("This is the last Owner of the team; make somebody else an Owner first"),
+            Fault::AlreadyMember => {
+                Self::new(Reason::Conflict).with_message("Somebody with this email is in the team already")
+            }
+            Fault::NoSuchMember => Self::not_found("member"),
+            // Used, expired, made up or somebody else's: nobody is told which.
+            Fault::NoSuchInvitation => Self::not_found("invitation"),
         }
     }
 }

@@ -10,13 +10,15 @@ use paperkey_proto::{
     principal::v1::Mode,
 };
 
+use super::api_key::{TEST_KEY_LIFETIME_MS, Terms};
+
 /// How long a free key is good, in milliseconds.
 pub(crate) const FREE_KEY_LIFETIME_MS: i64 = 28 * 24 * 60 * 60 * 1_000;
 
 /// How many key pairs of one product may be active.
 pub(crate) const MAX_ACTIVE_PAIRS: u64 = 10;
 
-/// How long revoked pairs stay in lists, in milliseconds.
+/// How long pairs and keys stay in lists that were revoked or have expired, in milliseconds.
 pub(crate) const REVOKED_LISTED_MS: i64 = 90 * 24 * 60 * 60 * 1_000;
 
 /// The kinds of key that are one token.
@@ -39,6 +41,24 @@ impl KeyKind {
             TokenKind::System => Some(Self::System),
             TokenKind::User => Some(Self::User),
             TokenKind::ProductPublic | TokenKind::ProductSecret => None,
+        }
+    }
+
+    /// The kind of a stored word.
+    pub(crate) fn of_word(word: &str) -> Option<Self> {
+        [Self::Team, Self::Platform, Self::Free, Self::System, Self::User].into_iter().find(|kind| kind.word() == word)
+    }
+
+    /// What its tokens look like.
+    pub(crate) fn token(self, mode: Mode) -> TokenKind {
+        match (self, mode) {
+            (Self::Team, Mode::Test) => TokenKind::TeamTest,
+            (Self::Team, _) => TokenKind::TeamLive,
+            (Self::Platform, Mode::Test) => TokenKind::PlatformTest,
+            (Self::Platform, _) => TokenKind::PlatformLive,
+            (Self::Free, _) => TokenKind::Free,
+            (Self::System, _) => TokenKind::System,
+            (Self::User, _) => TokenKind::User,
         }
     }
 
@@ -99,38 +119,43 @@ pub(crate) struct NewKey {
     pub(crate) id: String,
     pub(crate) kind: KeyKind,
     pub(crate) mode: Mode,
-    pub(crate) name: &'static str,
     pub(crate) token: Secret,
     pub(crate) shown_prefix: String,
-    pub(crate) expires_at_ms: Option<i64>,
+    pub(crate) terms: Terms,
 }
 
 impl NewKey {
-    /// A key with a fresh token, read-write, with all that its kind may do.
-    pub(crate) fn generate(id: String, token: TokenKind, kind: KeyKind, name: &'static str) -> Self {
-        let mode = match token {
-            TokenKind::TeamTest | TokenKind::PlatformTest => Mode::Test,
-            _ => Mode::Live,
-        };
-        let token = token.generate();
+    /// A key with a fresh token.
+    pub(crate) fn generate(id: String, kind: KeyKind, mode: Mode, terms: Terms) -> Self {
+        let token = kind.token(mode).generate();
         let shown_prefix = shown_prefix(&token);
-        Self { id, kind, mode, name, token: Secret::new(token), shown_prefix, expires_at_ms: None }
+        Self { id, kind, mode, token: Secret::new(token), shown_prefix, terms }
     }
 
     /// The free key of a registration.
     pub(crate) fn free(id: String, now_ms: i64) -> Self {
-        let key = Self::generate(id, TokenKind::Free, KeyKind::Free, "Free key");
-        Self { expires_at_ms: Some(now_ms.saturating_add(FREE_KEY_LIFETIME_MS)), ..key }
+        let expires_at_ms = Some(now_ms.saturating_add(FREE_KEY_LIFETIME_MS));
+        let terms = Terms { expires_at_ms, ..Terms::all_of(KeyKind::Free, "Free key") };
+        Self::generate(id, KeyKind::Free, Mode::Live, terms)
     }
 
     /// The first live key of a registration.
     pub(crate) fn first_live(id: String) -> Self {
-        Self::generate(id, TokenKind::PlatformLive, KeyKind::Platform, "First live key")
+        let terms = Terms::all_of(KeyKind::Platform, "First live key");
+        Self::generate(id, KeyKind::Platform, Mode::Live, terms)
+    }
+
+    /// The key of a sandbox team.
+    pub(crate) fn sandbox(id: String, now_ms: i64) -> Self {
+        let expires_at_ms = Some(now_ms.saturating_add(TEST_KEY_LIFETIME_MS));
+        let terms = Terms { expires_at_ms, ..Terms::all_of(KeyKind::Platform, "Test key") };
+        Self::generate(id, KeyKind::Platform, Mode::Test, terms)
     }
 
     /// The installation's system key.
-    pub(crate) fn system(id: String) -> Self {
-        Self::generate(id, TokenKind::System, KeyKind::System, "System key")
+    pub(crate) fn system(id: String, rotate_every_days: Option<i64>) -> Self {
+        let terms = Terms { rotate_every_days, ..Terms::all_of(KeyKind::System, "System key") };
+        Self::generate(id, KeyKind::System, Mode::Live, terms)
     }
 }
 
@@ -177,6 +202,17 @@ mod tests {
     }
 
     #[test]
+    fn a_kind_comes_back_from_its_word_and_from_its_tokens() {
+        for kind in [KeyKind::Team, KeyKind::Platform, KeyKind::Free, KeyKind::System, KeyKind::User] {
+            assert_eq!(KeyKind::of_word(kind.word()), Some(kind));
+            for mode in [Mode::Live, Mode::Test] {
+                assert_eq!(KeyKind::of(kind.token(mode)), Some(kind));
+            }
+        }
+        assert_eq!(KeyKind::of_word("Team"), None);
+    }
+
+    #[test]
     fn stored_nonsense_allows_nothing() {
         for nonsense in ["", "null", "{}", "[1]", "[\"everything\"]", "products:read"] {
             assert_eq!(scopes_of(nonsense), [], "{nonsense}");
@@ -187,7 +223,7 @@ mod tests {
     fn new_keys_are_of_their_kind_and_print_no_token() {
         let (free, live) = (NewKey::free("key_1".into(), 1_000), NewKey::first_live("key_2".into()));
         assert_eq!(TokenKind::of(free.token.expose()), Some(TokenKind::Free));
-        assert_eq!(free.expires_at_ms, Some(1_000 + FREE_KEY_LIFETIME_MS));
+        assert_eq!(free.terms.expires_at_ms, Some(1_000 + FREE_KEY_LIFETIME_MS));
         assert_eq!(TokenKind::of(live.token.expose()), Some(TokenKind::PlatformLive));
         let pair = NewPair::generate("key_3".into());
         assert_eq!(TokenKind::of(pair.secret_key.expose()), Some(TokenKind::ProductSecret));

@@ -11,7 +11,8 @@ use paperkey_proto::{
     Error,
     auth::v1::{
         AuthenticateRequest, AuthenticateResponse, ListChangesRequest, ListChangesResponse, ProvisionProductRequest,
-        ProvisionProductResponse, credential_service_server::CredentialService,
+        ProvisionProductResponse, RecordKeyUsesRequest, RecordKeyUsesResponse,
+        credential_service_server::CredentialService,
     },
     principal::v1::Mode,
 };
@@ -23,6 +24,9 @@ use crate::{
     domain::{could_be_id, key::NewPair},
     store::{Act, Store},
 };
+
+/// Uses of one batch at most.
+const MAX_USES: usize = 1_000;
 
 /// The handlers.
 #[derive(Debug)]
@@ -65,6 +69,19 @@ impl CredentialService for Handler {
         let secret_key = pair.secret_key.expose().to_owned();
         let pair = self.store.of(tenant).provision(request.product_id, pair, act).await?;
         Ok(Response::new(ProvisionProductResponse { api_key: Some(encode(pair)), secret_key }))
+    }
+
+    async fn record_key_uses(
+        &self,
+        request: Request<RecordKeyUsesRequest>,
+    ) -> Result<Response<RecordKeyUsesResponse>, Status> {
+        let uses = request.into_inner().uses;
+        if uses.len() > MAX_USES {
+            return Err(Error::field("uses", format!("must have at most {MAX_USES} entries")).into());
+        }
+        let uses = uses.into_iter().filter(|usage| could_be_id(&usage.key_id));
+        self.store.record_uses(uses.map(|usage| (usage.key_id, usage.used_at_ms)).collect()).await?;
+        Ok(Response::new(RecordKeyUsesResponse {}))
     }
 
     async fn list_changes(

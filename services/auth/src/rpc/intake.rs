@@ -1,11 +1,11 @@
 //! `IntakeService`: what other services tell.
 
 use paperkey_kit::{
-    events::PRODUCT_DELETED,
+    events::{INGEST_EVENTS, PRODUCT_DELETED},
     principal::{Caller, Tenant},
 };
 use paperkey_proto::{
-    auth::v1::{IngestEventsRequest, IngestEventsResponse, intake_service_server::IntakeService},
+    events::v1::{IngestEventsRequest, IngestEventsResponse, intake_service_server::IntakeService},
     principal::v1::Mode,
 };
 use tonic::{Request, Response, Status};
@@ -28,7 +28,7 @@ impl IntakeService for Handler {
         &self,
         request: Request<IngestEventsRequest>,
     ) -> Result<Response<IngestEventsResponse>, Status> {
-        let act = Act::by(&Caller::of(&request)?, "/paperkey.auth.v1.IntakeService/IngestEvents");
+        let act = Act::by(&Caller::of(&request)?, INGEST_EVENTS);
         for event in request.into_inner().events {
             // Others may be sent to every service; they are none of ours.
             if event.topic != PRODUCT_DELETED {

@@ -2,24 +2,24 @@
 
 use std::sync::Arc;
 
-use paperkey_kit::{db::Tx, principal::mode_word};
 use paperkey_proto::{Error, principal::v1::Role};
 use sea_orm::{
-    ActiveValue::Set,
-    ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _,
-    entity::prelude::Expr,
-    sea_query::{ExprTrait as _, OnConflict},
+    ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _,
+    entity::prelude::Expr, sea_query::OnConflict,
 };
 
 use super::{
     Act, Failure, Store, announce,
     entities::{keys, memberships, teams, users},
+    keys::key_row,
+    teams::insert_team,
 };
 use crate::domain::{
     Fault,
     account::{Account, Email},
-    key::{NewKey, scopes_json},
-    team::{MemberTeam, Tier, role_of, role_word},
+    api_key::Actor,
+    key::NewKey,
+    team::{MemberTeam, Tier, role_of},
 };
 
 /// An account that is about to be made, with its first team and keys.
@@ -69,7 +69,7 @@ impl From<users::Model> for Account {
     }
 }
 
-fn member_team((membership, team): (memberships::Model, Option<teams::Model>)) -> Option<MemberTeam> {
+pub(super) fn member_team((membership, team): (memberships::Model, Option<teams::Model>)) -> Option<MemberTeam> {
     let team = team?;
     Some(MemberTeam { id: team.id, name: team.name, role: role_of(&membership.role), tier: team.tier })
 }
@@ -98,25 +98,13 @@ impl Store {
                 if inserted == 0 {
                     return Err(Failure::from(Fault::EmailTaken));
                 }
-                let team = teams::ActiveModel {
-                    id: Set(new.team_id.clone()),
-                    name: Set(new.team_name.clone()),
-                    tier: Set(Tier::Free.word().to_owned()),
-                    sandbox: Set(false),
-                    created_at_ms: Set(now_ms),
-                };
-                teams::Entity::insert(team).exec_without_returning(&tx).await?;
-                let membership = memberships::ActiveModel {
-                    team_id: Set(new.team_id.clone()),
-                    user_id: Set(new.user_id.clone()),
-                    role: Set(role_word(Role::Owner).to_owned()),
-                    created_at_ms: Set(now_ms),
-                };
-                memberships::Entity::insert(membership).exec_without_returning(&tx).await?;
+                insert_team(&tx, &new.team_id, &new.team_name, &new.user_id, now_ms).await?;
                 let mut touched = vec![new.user_id.clone(), new.team_id.clone()];
+                let creator = new.name.clone().unwrap_or_else(|| new.email.shown.clone());
+                let creator = Actor { id: Some(new.user_id.clone()), name: Some(creator) };
                 for (key, hash) in new.keys.iter().zip(hashes) {
-                    let row = key_row(key, hash, Some(&new.team_id), Some(&new.user_id), now_ms);
-                    keys::Entity::insert(row).exec_without_returning(&tx).await?;
+                    let row = key_row(key, hash, Some(&new.team_id), creator.clone(), now_ms);
+                    keys::Entity::insert(keys::ActiveModel::from(row).reset_all()).exec_without_returning(&tx).await?;
                     touched.push(key.id.clone());
                 }
                 tx.audit(act.or_by_account(&new.user_id).on(touched));
@@ -168,6 +156,7 @@ impl Store {
                 let teams = memberships::Entity::find()
                     .filter(memberships::Column::UserId.eq(user.id.as_str()))
                     .find_also_related(teams::Entity)
+                    .filter(teams::Column::DeletedAtMs.is_null())
                     .order_by_asc(teams::Column::CreatedAtMs)
                     .order_by_asc(teams::Column::Id)
                     .all(&reader)
@@ -194,6 +183,7 @@ impl Store {
                 }
                 let team = query
                     .find_also_related(teams::Entity)
+                    .filter(teams::Column::DeletedAtMs.is_null())
                     .order_by_asc(teams::Column::CreatedAtMs)
                     .order_by_asc(teams::Column::Id)
                     .one(&reader)
@@ -204,28 +194,6 @@ impl Store {
         Ok(found)
     }
 
-    /// Sets a new password and ends every session.
-    pub(crate) async fn reset_password(&self, email: Email, hash: PasswordHash, act: Act) -> Result<(), Error> {
-        let epochs = Arc::clone(&self.epochs);
-        self.database
-            .write(move |tx| async move {
-                let changed = users::Entity::update_many()
-                    .col_expr(users::Column::PasswordHash, Expr::value(hash.0))
-                    .col_expr(users::Column::SessionEpoch, Expr::col(users::Column::SessionEpoch).add(1_i64))
-                    .filter(users::Column::EmailLower.eq(email.lower))
-                    .exec_with_returning(&tx)
-                    .await?;
-                let Some(user) = changed.into_iter().next() else {
-                    return Err(Failure::from(Fault::NoSuchAccount));
-                };
-                announce(&tx, &epochs, format!("user:{}", user.id));
-                tx.audit(act.on(vec![user.id]));
-                Ok(())
-            })
-            .await?;
-        Ok(())
-    }
-
     /// Puts a team on a tier.
     pub(crate) async fn set_tier(&self, team_id: String, tier: Tier, act: Act) -> Result<(), Error> {
         let epochs = Arc::clone(&self.epochs);
@@ -234,6 +202,7 @@ impl Store {
                 let changed = teams::Entity::update_many()
                     .col_expr(teams::Column::Tier, Expr::value(tier.word()))
                     .filter(teams::Column::Id.eq(team_id.as_str()))
+                    .filter(teams::Column::DeletedAtMs.is_null())
                     .exec(&tx)
                     .await?;
                 if changed.rows_affected == 0 {
@@ -247,83 +216,19 @@ impl Store {
         Ok(())
     }
 
-    /// The tier of a team, if there is one.
+    /// The tier of a team, if there is one. One that was deleted is not there, nor is a sandbox that has ended.
     pub(crate) async fn tier_of(&self, team_id: &str) -> Result<Option<String>, Error> {
         let team_id = team_id.to_owned();
         let team = self
             .database
-            .read(move |reader| async move { Ok::<_, Failure>(teams::Entity::find_by_id(team_id).one(&reader).await?) })
-            .await?;
-        Ok(team.map(|team| team.tier))
-    }
-
-    /// Stores the system key, unless there is one. With `rotate`, the one there is ends. Says whether it was stored.
-    pub(crate) async fn put_system_key(&self, key: NewKey, rotate: bool, act: Act) -> Result<bool, Error> {
-        let epochs = Arc::clone(&self.epochs);
-        let hash = self.hash(&key.token);
-        let now_ms = self.database.clock().now_ms();
-        let stored = self
-            .database
-            .write(move |tx| async move {
-                let mut touched = vec![key.id.clone()];
-                if rotate {
-                    for ended in end_system_key(&tx, now_ms).await? {
-                        announce(&tx, &epochs, format!("key:{}", ended.id));
-                        touched.push(ended.id);
-                    }
-                }
-                // The schema allows one that is not revoked; who comes second finds it there.
-                let stored = keys::Entity::insert(key_row(&key, hash, None, None, now_ms))
-                    .on_conflict(OnConflict::new().do_nothing().to_owned())
-                    .exec_without_returning(&tx)
-                    .await?
-                    > 0;
-                match (stored, rotate) {
-                    (true, _) => tx.audit(act.on(touched)),
-                    (false, true) => return Err(Failure::from(Fault::RotatedMeanwhile)),
-                    (false, false) => {}
-                }
-                Ok(stored)
+            .read(move |reader| async move {
+                let query = teams::Entity::find_by_id(team_id).filter(teams::Column::DeletedAtMs.is_null());
+                Ok::<_, Failure>(query.one(&reader).await?)
             })
             .await?;
-        Ok(stored)
-    }
-}
-
-async fn end_system_key(tx: &Tx, now_ms: i64) -> Result<Vec<keys::Model>, Failure> {
-    Ok(keys::Entity::update_many()
-        .col_expr(keys::Column::RevokedAtMs, Expr::value(now_ms))
-        .filter(keys::Column::Kind.eq(crate::domain::key::KeyKind::System.word()))
-        .filter(keys::Column::RevokedAtMs.is_null())
-        .exec_with_returning(tx)
-        .await?)
-}
-
-fn key_row(
-    key: &NewKey,
-    token_hash: Vec<u8>,
-    team_id: Option<&str>,
-    created_by: Option<&str>,
-    now_ms: i64,
-) -> keys::ActiveModel {
-    keys::ActiveModel {
-        id: Set(key.id.clone()),
-        kind: Set(key.kind.word().to_owned()),
-        team_id: Set(team_id.map(str::to_owned)),
-        mode: Set(mode_word(key.mode).to_owned()),
-        // A team's key outlives the membership of whoever made it: it belongs to nobody.
-        user_id: Set(None),
-        created_by: Set(created_by.map(str::to_owned)),
-        name: Set(key.name.to_owned()),
-        token_hash: Set(token_hash),
-        shown_prefix: Set(key.shown_prefix.clone()),
-        scopes: Set(scopes_json(&key.kind.all_scopes())),
-        read_only: Set(false),
-        allowlist: Set(None),
-        enabled: Set(true),
-        expires_at_ms: Set(key.expires_at_ms),
-        created_at_ms: Set(now_ms),
-        revoked_at_ms: Set(None),
-        revoked_by: Set(None),
+        let now_ms = self.database.clock().now_ms();
+        let alive =
+            |team: &teams::Model| team.deleted_at_ms.is_none() && team.expires_at_ms.is_none_or(|at_ms| at_ms > now_ms);
+        Ok(team.filter(alive).map(|team| team.tier))
     }
 }

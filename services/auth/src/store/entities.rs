@@ -42,6 +42,10 @@ pub(super) mod teams {
         pub(crate) tier: String,
         pub(crate) sandbox: bool,
         pub(crate) created_at_ms: i64,
+        pub(crate) leak_action: String,
+        pub(crate) expires_at_ms: Option<i64>,
+        pub(crate) deleted_at_ms: Option<i64>,
+        pub(crate) requests_per_minute: Option<i64>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -68,6 +72,14 @@ pub(super) mod memberships {
     pub(crate) enum Relation {
         #[sea_orm(belongs_to = "super::teams::Entity", from = "Column::TeamId", to = "super::teams::Column::Id")]
         Team,
+        #[sea_orm(belongs_to = "super::users::Entity", from = "Column::UserId", to = "super::users::Column::Id")]
+        User,
+    }
+
+    impl Related<super::users::Entity> for Entity {
+        fn to() -> RelationDef {
+            Relation::User.def()
+        }
     }
 
     impl Related<super::teams::Entity> for Entity {
@@ -103,6 +115,17 @@ pub(super) mod keys {
         pub(crate) created_at_ms: i64,
         pub(crate) revoked_at_ms: Option<i64>,
         pub(crate) revoked_by: Option<String>,
+        pub(crate) created_by_name: Option<String>,
+        pub(crate) revoked_by_name: Option<String>,
+        pub(crate) superseded_by: Option<String>,
+        pub(crate) replaces: Option<String>,
+        pub(crate) rotated_at_ms: Option<i64>,
+        pub(crate) first_used_at_ms: Option<i64>,
+        pub(crate) last_used_at_ms: Option<i64>,
+        pub(crate) requests_per_minute: Option<i64>,
+        pub(crate) rotate_every_days: Option<i64>,
+        pub(crate) rotation_due_at_ms: Option<i64>,
+        pub(crate) rotation_told_at_ms: Option<i64>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -170,6 +193,88 @@ pub(super) mod product_keys {
             Relation::Team.def()
         }
     }
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod invitations {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "invitations")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) id: String,
+        pub(crate) team_id: String,
+        pub(crate) email_lower: String,
+        pub(crate) email: String,
+        pub(crate) role: String,
+        pub(crate) token_hash: Vec<u8>,
+        pub(crate) invited_by: String,
+        pub(crate) created_at_ms: i64,
+        pub(crate) expires_at_ms: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod password_resets {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "password_resets")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) id: String,
+        pub(crate) token_hash: Vec<u8>,
+        pub(crate) user_id: Option<String>,
+        pub(crate) created_at_ms: i64,
+        pub(crate) expires_at_ms: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod mails {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "mails")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) id: String,
+        pub(crate) sealed: Vec<u8>,
+        pub(crate) attempts: i64,
+        pub(crate) due_at_ms: i64,
+        pub(crate) created_at_ms: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod login_failures {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "login_failures")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) email_hash: Vec<u8>,
+        pub(crate) failures: i64,
+        pub(crate) since_ms: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }

@@ -7,7 +7,15 @@
 mod accounts;
 mod credentials;
 mod entities;
+mod keys;
+mod mails;
+mod members;
+mod own_keys;
+mod passwords;
 mod product_keys;
+mod system_key;
+mod teams;
+mod upkeep;
 
 use std::sync::Arc;
 
@@ -15,28 +23,52 @@ pub(crate) use paperkey_kit::store::Act;
 use paperkey_kit::{
     cache::Epochs,
     db::{Database, Tx},
+    events::EventOutbox,
     principal::Tenant,
     secrets::{KeyedHash, Keyring, Secret},
 };
 
 use crate::domain::Fault;
 
+use mails::Outgoing;
+
 pub(crate) use accounts::{NewAccount, PasswordHash};
-pub(crate) use credentials::PairHalf;
+pub(crate) use credentials::{FoundKey, FoundTeam, PairHalf};
+pub(crate) use keys::{MadeKey, RotatedKey};
+pub(crate) use mails::ClaimedMail;
+pub(crate) use members::{Actor, NewInvitation};
+pub(crate) use own_keys::KeyAtHome;
+pub(crate) use passwords::{AccountChanges, NewPassword};
 pub(crate) use product_keys::TenantStore;
+pub(crate) use system_key::Before;
+pub(crate) use upkeep::STEP;
 
 /// The data of the auth service.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     database: Database,
     hasher: KeyedHash,
+    previous_hasher: Option<KeyedHash>,
     epochs: Arc<Epochs>,
+    outbox: EventOutbox,
+    outgoing: Outgoing,
+    /// Under which failed logins of an address are counted.
+    failures: KeyedHash,
 }
 
 impl Store {
     /// The data in that database.
     pub(crate) fn new(database: Database, keys: &Keyring, epochs: Arc<Epochs>) -> Self {
-        Self { database, hasher: keys.token_hasher(), epochs }
+        let outbox = EventOutbox::new(keys, database.clock().clone());
+        let (hasher, previous_hasher) = (keys.token_hasher(), keys.previous_token_hasher());
+        let outgoing = Outgoing::new(keys, database.clock().clone());
+        let failures = keys.hasher("login-failures/v1");
+        Self { database, hasher, previous_hasher, epochs, outbox, outgoing, failures }
+    }
+
+    /// What others must learn of.
+    pub(crate) fn outbox(&self) -> &EventOutbox {
+        &self.outbox
     }
 
     /// The data of one tenant.
@@ -44,9 +76,15 @@ impl Store {
         TenantStore::new(self.clone(), tenant)
     }
 
-    /// Under which a token is stored and found.
+    /// Under which a token is stored.
     fn hash(&self, token: &Secret) -> Vec<u8> {
         self.hasher.hash(token.expose().as_bytes()).to_vec()
+    }
+
+    /// Under which a token may be found: first as it is stored today, then as before the pepper was changed.
+    fn hashes(&self, token: &Secret) -> Vec<Vec<u8>> {
+        let previous = self.previous_hasher.iter().map(|hasher| hasher.hash(token.expose().as_bytes()).to_vec());
+        std::iter::once(self.hash(token)).chain(previous).collect()
     }
 }
 

@@ -33,8 +33,8 @@ use crate::domain::{
 /// The data of one tenant.
 #[derive(Clone, Debug)]
 pub(crate) struct TenantStore {
-    store: Store,
-    tenant: Tenant,
+    pub(super) store: Store,
+    pub(super) tenant: Tenant,
 }
 
 impl From<product_keys::Model> for Pair {

@@ -9,31 +9,36 @@ use std::{
 };
 
 use http::Request as HttpRequest;
-use paperkey_auth::{AuthConfig, admin::Admin, assemble};
+use paperkey_auth::{
+    AuthConfig, Mail,
+    admin::{Admin, Existing, Rotates},
+    assemble,
+};
 use paperkey_kit::{
     cache::{Epochs, VersionedCache},
     channel::{Channel, ServiceChannel},
     db::Database,
     policy::Guarded,
     principal::{PRINCIPAL_HEADER, Signer},
-    secrets::Keyring,
-    service::{Channels, ServiceDeps},
+    secrets::{Keyring, Secret},
+    service::{Assembled, Channels, ServiceDeps},
+    shutdown,
 };
 use paperkey_proto::{
     Error,
     auth::v1::{
         AuthenticateRequest, CreateProductApiKeyRequest, CreateProductApiKeyResponse, DeleteProductApiKeyRequest,
-        GetMeRequest, GetMeResponse, GetStatusRequest, GetStatusResponse, IngestEventsRequest, ListChangesRequest,
-        ListChangesResponse, ListProductApiKeysRequest, ListProductApiKeysResponse, LoginRequest, LoginResponse,
-        ProvisionProductRequest, ProvisionProductResponse, RegisterRequest, RegisterResponse,
-        auth_service_client::AuthServiceClient, credential_service_client::CredentialServiceClient,
-        intake_service_client::IntakeServiceClient, product_api_key_service_client::ProductApiKeyServiceClient,
+        GetMeRequest, GetMeResponse, GetStatusRequest, GetStatusResponse, ListChangesRequest, ListChangesResponse,
+        ListProductApiKeysRequest, ListProductApiKeysResponse, LoginRequest, LoginResponse, ProvisionProductRequest,
+        ProvisionProductResponse, RegisterRequest, RegisterResponse, auth_service_client::AuthServiceClient,
+        credential_service_client::CredentialServiceClient, product_api_key_service_client::ProductApiKeyServiceClient,
         status_service_client::StatusServiceClient,
     },
     errors::v1::Reason,
-    events::v1::Event,
+    events::v1::{Event, IngestEventsRequest, intake_service_client::IntakeServiceClient},
     principal::v1::{Mode, Principal},
 };
+use tempfile::TempDir;
 use tonic::{Response, Status, body::Body};
 use tower::Service;
 
@@ -43,10 +48,12 @@ pub(crate) const PASSWORD: &str = "correct horse battery";
 /// A running service, and the means to call it.
 pub(crate) struct App {
     pub(crate) database: Database,
+    keys: Keyring,
     epochs: Arc<Epochs>,
     pub(crate) admin: Admin,
     channel: Channel,
     signer: Signer,
+    mails: TempDir,
 }
 
 /// The way in as somebody: what the gateway is, cut down to its signature.
@@ -94,31 +101,58 @@ impl App {
 
     /// The service on that database, open to everyone or closed.
     pub(crate) fn with_registration(database: Database, registration_open: bool) -> Self {
-        let keys = Keyring::for_tests();
-        let clock = database.clock().clone();
-        let signer = Signer::new(&keys, clock.clone());
-        let epochs = Arc::new(Epochs::default());
-        let deps = ServiceDeps {
-            database: database.clone(),
-            keys: keys.clone(),
-            clock: clock.clone(),
-            signer: signer.clone(),
-            channels: Channels::default(),
-        };
-        let config = AuthConfig { registration_open, version: "1.2.3", epochs: Arc::clone(&epochs) };
-        let assembled = assemble(deps, config).unwrap();
-        let channel = Channel::local();
-        channel.bind(Guarded::new(assembled.rpcs, signer.clone(), clock, None));
-        let admin = Admin::new(database.clone(), &keys, Arc::clone(&epochs)).unwrap();
-        Self { database, epochs, admin, channel, signer }
+        Self::with_keys(database, registration_open, &Keyring::for_tests())
     }
 
-    fn service(&self) -> ServiceChannel {
+    /// The service on that database, with these keys of the installation.
+    pub(crate) fn with_keys(database: Database, registration_open: bool, keys: &Keyring) -> Self {
+        let clock = database.clock().clone();
+        let signer = Signer::new(keys, clock.clone());
+        let epochs = Arc::new(Epochs::default());
+        let mails = TempDir::with_prefix("paperkey-mails-").unwrap();
+        let assembled = assembled(&database, keys, &signer, &epochs, &mails, registration_open);
+        let channel = Channel::local();
+        channel.bind(Guarded::new(assembled.rpcs, signer.clone(), clock, None));
+        let admin = Admin::new(database.clone(), keys, Arc::clone(&epochs)).unwrap();
+        Self { database, keys: keys.clone(), epochs, admin, channel, signer, mails }
+    }
+
+    /// One round of what the service does besides answering.
+    pub(crate) async fn run_once(&self, worker: &str) {
+        let (handle, shutdown) = shutdown::channel();
+        // A worker that is told to end does what is at hand, and ends.
+        handle.shut_down();
+        let assembled = assembled(&self.database, &self.keys, &self.signer, &self.epochs, &self.mails, true);
+        let worker = assembled.workers.into_iter().find(|present| present.name == worker).unwrap();
+        worker.run(shutdown).await;
+    }
+
+    /// What was mailed since the last look, in the order of sending.
+    pub(crate) async fn mails(&self) -> Vec<String> {
+        self.run_once("auth/mail").await;
+        let Ok(folder) = std::fs::read_dir(self.mails.path()) else { return Vec::new() };
+        let mut files: Vec<_> = folder.map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let read = |path| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::remove_file(path).unwrap();
+            text
+        };
+        files.into_iter().map(read).collect()
+    }
+
+    /// A system key, where there is none.
+    pub(crate) async fn system_key(&self) -> Secret {
+        put_system_key(&self.admin, Existing::Stays).await.unwrap().unwrap()
+    }
+
+    /// The way in as another service.
+    pub(crate) fn service(&self) -> ServiceChannel {
         self.channel.as_service("catalog", self.signer.clone(), None)
     }
 
     /// The way in as a principal, or as nobody.
-    fn signed(&self, principal: Option<&Principal>) -> Signed {
+    pub(crate) fn signed(&self, principal: Option<&Principal>) -> Signed {
         Signed { channel: self.channel.clone(), signer: self.signer.clone(), principal: principal.cloned() }
     }
 
@@ -211,6 +245,42 @@ impl App {
     fn pairs_client(&self, principal: &Principal) -> ProductApiKeyServiceClient<Signed> {
         ProductApiKeyServiceClient::new(self.signed(Some(principal)))
     }
+}
+
+/// A new system key, if it was stored.
+pub(crate) async fn put_system_key(admin: &Admin, existing: Existing) -> Result<Option<Secret>, Error> {
+    let draft = admin.draft_system_key(Rotates::ByHand);
+    let token = draft.token().clone();
+    Ok(admin.put_system_key(draft, existing).await?.then_some(token))
+}
+
+fn assembled(
+    database: &Database,
+    keys: &Keyring,
+    signer: &Signer,
+    epochs: &Arc<Epochs>,
+    mails: &TempDir,
+    registration_open: bool,
+) -> Assembled {
+    let mut channels = Channels::default();
+    for other in ["catalog", "licensing", "webhook"] {
+        channels.insert(other, Channel::local());
+    }
+    let deps = ServiceDeps {
+        database: database.clone(),
+        keys: keys.clone(),
+        clock: database.clock().clone(),
+        signer: signer.clone(),
+        channels,
+    };
+    let config = AuthConfig {
+        registration_open,
+        version: "1.2.3",
+        epochs: Arc::clone(epochs),
+        public_url: "https://paperkey.example.com".to_owned(),
+        mail: Mail::new(None, "Paperkey <paperkey@example.com>", mails.path().to_owned()).unwrap(),
+    };
+    assemble(deps, config).unwrap()
 }
 
 pub(crate) fn registration(email: &str) -> RegisterRequest {

@@ -48,6 +48,33 @@ impl Products {
     }
 }
 
+impl Products {
+    /// Makes the product of a draft. The keys first: a pair without a product opens nothing, is never shown and goes
+    /// with the draft; a product without one would be a product that its owner cannot use.
+    async fn complete(
+        &self,
+        caller: &Caller,
+        store: &TenantStore,
+        id: String,
+        details: Details,
+    ) -> Result<CreateProductResponse, Error> {
+        let tenant = caller.tenant()?;
+        let way = self.auth.as_service(NAME, self.signer.clone(), Some(&tenant)).serving(caller);
+        let provision =
+            ProvisionProductRequest { product_id: id.clone(), team_id: tenant.team_id, mode: tenant.mode.into() };
+        let pair = CredentialServiceClient::new(way)
+            .provision_product(provision)
+            .await
+            .map_err(|status| Error::from_status(&status))?
+            .into_inner();
+        let product = store.create(id, details, Act::by(caller, CREATE)).await?;
+        Ok(CreateProductResponse {
+            product: Some(encode(product)),
+            api_key: Some(NewApiKey { api_key: pair.api_key, secret_key: pair.secret_key }),
+        })
+    }
+}
+
 #[tonic::async_trait]
 impl CatalogService for Products {
     async fn create_product(
@@ -55,27 +82,19 @@ impl CatalogService for Products {
         request: Request<CreateProductRequest>,
     ) -> Result<Response<CreateProductResponse>, Status> {
         let (caller, store, request) = self.of(request)?;
-        let tenant = caller.tenant()?;
         let details = details(request)?;
-        let id = store.new_id();
-        // The keys first: a pair without a product opens nothing and is never shown; a product without one would be
-        // a product that its owner cannot use.
-        let way = self.auth.as_service(NAME, self.signer.clone(), Some(&tenant)).serving(&caller);
-        let provision = ProvisionProductRequest {
-            product_id: id.clone(),
-            team_id: tenant.team_id.clone(),
-            mode: tenant.mode.into(),
-        };
-        let pair = CredentialServiceClient::new(way)
-            .provision_product(provision)
-            .await
-            .map_err(|status| Error::from_status(&status))?
-            .into_inner();
-        let product = store.create(id, details, Act::by(&caller, CREATE)).await.map_err(Error::from)?;
-        Ok(Response::new(CreateProductResponse {
-            product: Some(encode(product)),
-            api_key: Some(NewApiKey { api_key: pair.api_key, secret_key: pair.secret_key }),
-        }))
+        let id = store.draft().await.map_err(Error::from)?;
+        match self.complete(&caller, &store, id.clone(), details).await {
+            Ok(created) => Ok(Response::new(created)),
+            Err(error) => {
+                // The keys may be there, of a product that is not. If this fails too, the sweep does it.
+                if let Err(failure) = store.abandon(id).await {
+                    let error = Error::from(failure);
+                    tracing::warn!(%error, "the draft of a product is not taken back yet");
+                }
+                Err(error.into())
+            }
+        }
     }
 
     async fn get_product(&self, request: Request<GetProductRequest>) -> Result<Response<GetProductResponse>, Status> {

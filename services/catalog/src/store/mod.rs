@@ -1,15 +1,17 @@
-//! Where products are kept: the only part that knows tables.
+//! Where products and clients are kept: the only part that knows tables.
 //!
-//! A query is opened by the tenant ([`Store::of`]), so that one without team and mode cannot be written.
+//! A caller's query is opened by the tenant ([`Store::of`]), so that one without team and mode cannot be written. What
+//! the workers and other services do ([`drafts`], [`teams`]) spans modes or tenants and hands nothing to a caller.
 
+mod clients;
+mod drafts;
 mod products;
+mod teams;
 
 pub(crate) use paperkey_kit::store::Act;
 use paperkey_kit::{clock::Clock, db::Database, events::EventOutbox, principal::Tenant};
 
 use crate::domain::Fault;
-
-pub(crate) use products::TenantStore;
 
 /// The catalogue of all tenants.
 #[derive(Clone, Debug)]
@@ -27,8 +29,15 @@ impl Store {
 
     /// The catalogue of one team in one mode.
     pub(crate) fn of(&self, tenant: Tenant) -> TenantStore {
-        TenantStore::new(self.clone(), tenant)
+        TenantStore { store: self.clone(), tenant }
     }
+}
+
+/// The catalogue of one team in one mode.
+#[derive(Clone, Debug)]
+pub(crate) struct TenantStore {
+    store: Store,
+    tenant: Tenant,
 }
 
 /// Why a job of the store ended without a result.

@@ -1,13 +1,13 @@
 //! Products, as rows.
 
-use paperkey_kit::{db::DbError, events::PRODUCT_DELETED, ids::new_id, principal::Tenant, values::Page};
+use paperkey_kit::{db::DbError, events::PRODUCT_DELETED, values::Page};
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait, EntityTrait as _, IntoActiveModel as _, QueryFilter as _,
     QueryOrder as _, QuerySelect as _, Select, sea_query::Expr,
 };
 use serde_json::json;
 
-use super::{Act, Failure, Store};
+use super::{Act, Failure, TenantStore, drafts::complete};
 use crate::{
     KEEPERS,
     domain::{
@@ -47,24 +47,8 @@ mod entity {
 
 use entity::{ActiveModel, Column, Entity, Model};
 
-/// The products of one team in one mode.
-#[derive(Clone, Debug)]
-pub(crate) struct TenantStore {
-    store: Store,
-    tenant: Tenant,
-}
-
 impl TenantStore {
-    pub(super) fn new(store: Store, tenant: Tenant) -> Self {
-        Self { store, tenant }
-    }
-
-    /// The id of a product that is yet to be created.
-    pub(crate) fn new_id(&self) -> String {
-        new_id("prod", &self.store.clock)
-    }
-
-    /// Writes a new product.
+    /// Writes the product that a draft was for.
     pub(crate) async fn create(&self, id: String, details: Details, act: Act) -> Result<Product, Failure> {
         let now_ms = self.store.clock.now_ms();
         let product = Product { id, details, created_at_ms: now_ms, updated_at_ms: now_ms };
@@ -72,6 +56,7 @@ impl TenantStore {
         self.store
             .database
             .write(move |tx| async move {
+                complete(&tx, &product.id).await?;
                 tx.audit(act.on(vec![product.id.clone()]));
                 Entity::insert(row).exec_without_returning(&tx).await?;
                 Ok(product)

@@ -11,6 +11,8 @@ pub enum Fault {
     NoSuchActivation,
     /// There is no such product in the caller's reach, or it is being deleted.
     NoSuchProduct,
+    /// The licence names a client that the caller's team does not have, or that is being deleted.
+    NoSuchClient,
     /// The licence was revoked.
     Revoked,
     /// The licence has expired.
@@ -25,6 +27,7 @@ impl From<Fault> for Error {
             Fault::NoSuchLicense => Self::not_found("license"),
             Fault::NoSuchActivation => Self::not_found("activation"),
             Fault::NoSuchProduct => Self::not_found("product"),
+            Fault::NoSuchClient => Self::field("client_id", "must be the id of a client"),
             Fault::Revoked => Self::new(Reason::LicenseRevoked),
             Fault::Expired => Self::new(Reason::LicenseExpired),
             Fault::LimitReached => Self::new(Reason::ActivationLimitReached),

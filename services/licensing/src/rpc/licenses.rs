@@ -17,7 +17,7 @@ use paperkey_proto::{
 use prost_types::Timestamp;
 use tonic::{Request, Response, Status};
 
-use super::{Products, count, status, time};
+use super::{Catalog, count, status, time};
 use crate::{
     domain::license::{Activation, Changes, DEFAULT_MAX_ACTIVATIONS, License, Status as Standing, Terms},
     store::{Act, Filter, Store, TenantStore},
@@ -37,12 +37,12 @@ const CHANGEABLE: [&str; 6] = ["id", "email", "client_id", "max_activations", "e
 /// The service, as tonic calls it.
 pub(crate) struct Licenses {
     store: Store,
-    products: Products,
+    catalog: Catalog,
 }
 
 impl Licenses {
-    pub(crate) fn new(store: Store, products: Products) -> Self {
-        Self { store, products }
+    pub(crate) fn new(store: Store, catalog: Catalog) -> Self {
+        Self { store, catalog }
     }
 
     fn of<T>(&self, request: Request<T>) -> Result<(Caller, TenantStore, T), Error> {
@@ -65,7 +65,8 @@ impl LicensingService for Licenses {
         let (caller, store, request) = self.of(request)?;
         let product_id = request.product_id.clone();
         let terms = terms(request)?;
-        self.products.must_exist(&store, &caller, &product_id).await?;
+        self.catalog.must_have_product(&store, &caller, &product_id).await?;
+        self.catalog.must_have_client(&caller, terms.client_id.as_deref()).await?;
         let license = store.create(product_id, terms, Act::by(&caller, CREATE)).await.map_err(Error::from)?;
         Ok(Response::new(CreateLicenseResponse { license: Some(self.encode(license)) }))
     }
@@ -97,6 +98,12 @@ impl LicensingService for Licenses {
         let (caller, store, request) = self.of(request)?;
         let id = request.id.clone();
         let changes = changes(request)?;
+        let client_id = changes.client_id.as_ref().and_then(Option::as_deref);
+        if let Err(error) = self.catalog.must_have_client(&caller, client_id).await {
+            // A licence that is not there is missed before a client that is not.
+            store.get(&id).await.map_err(Error::from)?;
+            return Err(error.into());
+        }
         let license = store.update(&id, changes, Act::by(&caller, UPDATE)).await.map_err(Error::from)?;
         Ok(Response::new(UpdateLicenseResponse { license: Some(self.encode(license)) }))
     }

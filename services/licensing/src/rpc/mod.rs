@@ -1,14 +1,14 @@
 //! Decode, call, encode. No rules here.
 
+mod catalog;
 mod checks;
 mod intake;
 mod licenses;
-mod products;
 
+pub(crate) use catalog::Catalog;
 pub(crate) use checks::Checks;
 pub(crate) use intake::Intake;
 pub(crate) use licenses::Licenses;
-pub(crate) use products::Products;
 
 use paperkey_kit::values;
 use paperkey_proto::licensing::v1::LicenseStatus;

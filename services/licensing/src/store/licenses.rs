@@ -14,8 +14,8 @@ use sea_orm::{
 };
 
 use super::{
-    Act, Failure, TenantStore, Vault, View, WEBHOOK, activations, first_row, lookups::key_subject,
-    products::lock_product,
+    Act, Failure, TenantStore, Vault, View, WEBHOOK, activations, clients::lock_client, first_row,
+    lookups::key_subject, products::lock_product,
 };
 use crate::domain::{
     Fault, could_be_id,
@@ -97,7 +97,10 @@ impl TenantStore {
         self.parts()
             .database
             .write(move |tx| async move {
-                lock_product(&tx, &product_id).await?;
+                lock_product(&tx, &this.tenant, &product_id).await?;
+                if let Some(client_id) = &terms.client_id {
+                    lock_client(&tx, &this.tenant, client_id).await?;
+                }
                 let license = this.insert(&tx, product_id, terms, &mut next_key).await?;
                 this.tell(&tx, LICENSE_CREATED, &license);
                 tx.audit(act.on(vec![license.id.clone(), license.product_id.clone()]));
@@ -152,6 +155,9 @@ impl TenantStore {
         self.parts()
             .database
             .write(move |tx| async move {
+                if let Some(Some(client_id)) = &changes.client_id {
+                    lock_client(&tx, &this.tenant, client_id).await?;
+                }
                 lock.exec(&tx).await?;
                 let row = query.one(&tx).await?.ok_or(Fault::NoSuchLicense)?;
                 let was_told = row.expired_event_at_ms.is_some();

@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use paperkey_kit::{
@@ -127,8 +127,8 @@ pub(super) struct Lookups {
 /// How far the feed was read.
 struct Feed {
     clock: Clock,
-    started: Instant,
-    /// When the last poll that was answered began, in milliseconds since `started`.
+    started_ms: i64,
+    /// When the last poll that was answered began, in milliseconds since `started_ms`.
     answered_ms: AtomicI64,
     /// The last number that was seen; `None` before the first poll.
     seq: Mutex<Option<i64>>,
@@ -136,7 +136,7 @@ struct Feed {
 
 impl Feed {
     fn since_start_ms(&self) -> i64 {
-        i64::try_from(self.clock.monotonic().saturating_duration_since(self.started).as_millis()).unwrap_or(i64::MAX)
+        self.clock.boot_ms() - self.started_ms
     }
 
     fn is_fresh(&self) -> bool {
@@ -169,7 +169,7 @@ pub(super) fn activation_subject(license_id: &str, fingerprint: &str) -> String 
 impl Lookups {
     pub(super) fn new(shared: bool, clock: Clock) -> Self {
         let feed = shared.then(|| Feed {
-            started: clock.monotonic(),
+            started_ms: clock.boot_ms(),
             clock,
             answered_ms: AtomicI64::new(-1),
             seq: Mutex::default(),

@@ -3,14 +3,16 @@
 //! A query of a tenant's data is opened by the tenant ([`Store::of`]), so that one without team and mode cannot be
 //! written; a caller who is bound to one product narrows it once more ([`TenantStore::within`]).
 //!
-//! The locking order is one: the licence's row before its activations. A transaction that holds an activation and
-//! waits for its licence does not exist, so two of them cannot wait for each other.
+//! The locking order is one: product, client, licence, activations. A transaction that holds an activation and waits
+//! for its licence does not exist, so two of them cannot wait for each other.
 
 mod activations;
+mod clients;
 mod expiry;
 mod licenses;
 mod lookups;
 mod products;
+mod teams;
 
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 //! A product's row is a lock. Who makes a licence touches it and sees whether the product was deleted; who learns of
 //! the deletion marks it. So a licence is either made before the mark, and deleted with the others, or not at all.
 
-use paperkey_kit::{cache::Tick, db::Tx};
+use paperkey_kit::{cache::Tick, db::Tx, principal::Tenant};
 use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _};
 
 use super::{
@@ -41,21 +41,20 @@ impl TenantStore {
             return Ok(());
         }
         self.mark_deleted(product_id.to_owned(), act).await?;
-        while self.forget_some(product_id.to_owned()).await? {}
-        Ok(())
+        self.clone().within(Some(product_id)).forget_licenses().await
     }
 
     async fn mark_deleted(&self, product_id: String, act: Act) -> Result<(), Failure> {
         let store = self.store.clone();
-        let now_ms = store.now_ms();
+        let (team_id, now_ms) = (self.tenant.team_id.clone(), store.now_ms());
         self.parts()
             .database
             .write(move |tx| async move {
                 let marked = execute(
                     &tx,
-                    "INSERT INTO products (id, deleted_at_ms) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE \
+                    "INSERT INTO products (id, team_id, deleted_at_ms) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE \
                      SET deleted_at_ms = excluded.deleted_at_ms WHERE products.deleted_at_ms IS NULL",
-                    vec![product_id.clone().into(), now_ms.into()],
+                    vec![product_id.clone().into(), team_id.into(), now_ms.into()],
                 )
                 .await?;
                 if marked > 0 {
@@ -67,9 +66,15 @@ impl TenantStore {
             .await
     }
 
-    /// Deletes some licences with their activations, and says whether there were any.
-    async fn forget_some(&self, product_id: String) -> Result<bool, Failure> {
-        let query = self.scope().filter(Column::ProductId.eq(product_id)).order_by_asc(Column::Id).limit(BATCH);
+    /// Deletes all licences of this store with their activations, in bounded transactions.
+    pub(super) async fn forget_licenses(&self) -> Result<(), Failure> {
+        while self.forget_some().await? {}
+        Ok(())
+    }
+
+    /// Deletes some, and says whether there were any.
+    async fn forget_some(&self) -> Result<bool, Failure> {
+        let query = self.scope().order_by_asc(Column::Id).limit(BATCH);
         let licenses = self
             .parts()
             .database
@@ -117,12 +122,12 @@ impl TenantStore {
 }
 
 /// Locks the product for the rest of the transaction; refuses one that was deleted.
-pub(super) async fn lock_product(tx: &Tx, product_id: &str) -> Result<(), Failure> {
+pub(super) async fn lock_product(tx: &Tx, tenant: &Tenant, product_id: &str) -> Result<(), Failure> {
     let row = first_row(
         tx,
-        "INSERT INTO products (id, deleted_at_ms) VALUES ($1, NULL) ON CONFLICT (id) DO UPDATE \
+        "INSERT INTO products (id, team_id, deleted_at_ms) VALUES ($1, $2, NULL) ON CONFLICT (id) DO UPDATE \
          SET deleted_at_ms = products.deleted_at_ms RETURNING deleted_at_ms",
-        vec![product_id.into()],
+        vec![product_id.into(), tenant.team_id.as_str().into()],
     )
     .await?;
     let deleted_at_ms = row.and_then(|row| row.try_get::<Option<i64>>("", "deleted_at_ms").transpose()).transpose()?;

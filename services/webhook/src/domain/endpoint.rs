@@ -7,8 +7,8 @@ use paperkey_proto::Error;
 
 use super::address::is_public;
 
-/// Endpoints that a product may have.
-pub(crate) const MAX_PER_PRODUCT: u64 = 20;
+/// Endpoints that a product may have, and a team of its own.
+pub(crate) const MAX_ENDPOINTS: u64 = 20;
 
 /// Whether an endpoint is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +38,11 @@ impl Status {
     }
 }
 
-/// An address that events of a product are sent to.
+/// An address that events of a product, or of a team, are sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub(crate) id: String,
+    /// Empty for one of the team.
     pub(crate) product_id: String,
     pub(crate) url: String,
     pub(crate) events: Vec<String>,

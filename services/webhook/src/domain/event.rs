@@ -4,8 +4,8 @@ use paperkey_kit::values::rfc3339;
 use paperkey_proto::Error;
 use serde::{Serialize, de::IgnoredAny};
 
-/// The events of products. Those of teams are not sent to a product's endpoints.
-pub(crate) const KNOWN: [&str; 8] = [
+/// The events that an endpoint of a product may have.
+pub(crate) const OF_PRODUCTS: [&str; 8] = [
     "license.created",
     "license.updated",
     "license.revoked",
@@ -16,13 +16,26 @@ pub(crate) const KNOWN: [&str; 8] = [
     "webhook.test",
 ];
 
-/// The events that an endpoint subscribes to, if all are known.
-pub(crate) fn subscription(events: Vec<String>) -> Result<Vec<String>, Error> {
+/// The events that an endpoint of a team may have.
+pub(crate) const OF_TEAMS: [&str; 8] = [
+    "api_key.created",
+    "api_key.rotated",
+    "api_key.revoked",
+    "api_key.rotation_due",
+    "quota.warning",
+    "quota.exceeded",
+    "alert.created",
+    "webhook.test",
+];
+
+/// The events that an endpoint of a product, or of the team where none is named, subscribes to, if all are known.
+pub(crate) fn subscription(product_id: &str, events: Vec<String>) -> Result<Vec<String>, Error> {
+    let known = if product_id.is_empty() { OF_TEAMS } else { OF_PRODUCTS };
     if events.is_empty() {
-        return Err(Error::field("events", format!("needs at least one of {}", KNOWN.join(", "))));
+        return Err(Error::field("events", format!("needs at least one of {}", known.join(", "))));
     }
-    match events.iter().position(|event| !KNOWN.contains(&event.as_str())) {
-        Some(at) => Err(Error::field(format!("events[{at}]"), format!("must be one of {}", KNOWN.join(", ")))),
+    match events.iter().position(|event| !known.contains(&event.as_str())) {
+        Some(at) => Err(Error::field(format!("events[{at}]"), format!("must be one of {}", known.join(", ")))),
         None => Ok(events),
     }
 }
@@ -70,11 +83,15 @@ mod tests {
 
     #[test]
     fn an_unknown_event_is_refused_by_its_place_and_with_the_known_ones() {
-        let error = subscription(vec!["license.created".into(), "license.eaten".into()]).unwrap_err();
-        let [violation] = error.violations() else { panic!("one violation") };
-        assert_eq!(violation.field, "events[1]");
-        assert!(KNOWN.iter().all(|known| violation.message.contains(known)));
-        assert!(subscription(vec![]).is_err());
-        assert!(subscription(KNOWN.map(str::to_owned).to_vec()).is_ok());
+        for (product_id, known, others) in [("prod_1", OF_PRODUCTS, OF_TEAMS), ("", OF_TEAMS, OF_PRODUCTS)] {
+            for unknown in ["license.eaten", others[0]] {
+                let error = subscription(product_id, vec![known[0].into(), unknown.into()]).unwrap_err();
+                let [violation] = error.violations() else { panic!("one violation") };
+                assert_eq!(violation.field, "events[1]");
+                assert!(known.iter().all(|known| violation.message.contains(known)));
+            }
+            assert!(subscription(product_id, vec![]).is_err());
+            assert!(subscription(product_id, known.map(str::to_owned).to_vec()).is_ok());
+        }
     }
 }

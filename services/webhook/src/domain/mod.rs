@@ -12,7 +12,12 @@ pub(crate) use paperkey_kit::ids::could_be_id;
 
 use paperkey_proto::{Error, errors::v1::Reason};
 
-use endpoint::MAX_PER_PRODUCT;
+use endpoint::MAX_ENDPOINTS;
+
+/// Whether a text could name whose events are meant: a product by its id, or the team by none.
+pub(crate) fn could_be_source(product_id: &str) -> bool {
+    product_id.is_empty() || could_be_id(product_id)
+}
 
 /// Why the domain refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +28,7 @@ pub(crate) enum Fault {
     NoSuchWebhook,
     /// The delivery is not there, or not the caller's.
     NoSuchDelivery,
-    /// The product has as many endpoints as it may have.
+    /// The product, or the team, has as many endpoints as it may have.
     TooManyWebhooks,
 }
 
@@ -34,8 +39,8 @@ impl From<Fault> for Error {
             Fault::NoSuchWebhook => Self::not_found("webhook"),
             Fault::NoSuchDelivery => Self::not_found("delivery"),
             Fault::TooManyWebhooks => Self::new(Reason::Conflict).with_message(format!(
-                "This product has {MAX_PER_PRODUCT} webhooks, which is the most it can have: delete one that is no \
-                 longer needed, or subscribe an existing one to more events"
+                "There are {MAX_ENDPOINTS} webhooks here, which is the most that a product or a team can have: delete \
+                 one that is no longer needed, or subscribe an existing one to more events"
             )),
         }
     }

@@ -2,7 +2,7 @@
 
 use paperkey_proto::{
     Error,
-    webhook::v1::{IngestEventsRequest, IngestEventsResponse, intake_service_server::IntakeService},
+    events::v1::{IngestEventsRequest, IngestEventsResponse, intake_service_server::IntakeService},
 };
 use tonic::{Request, Response, Status};
 

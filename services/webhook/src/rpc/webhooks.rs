@@ -35,7 +35,7 @@ const UPDATE: &str = "/paperkey.webhook.v1.WebhookService/UpdateWebhook";
 const DELETE: &str = "/paperkey.webhook.v1.WebhookService/DeleteWebhook";
 
 /// What an update may name. The ids are among them, since they say which endpoint, and are not changed.
-const CHANGEABLE: [&str; 5] = ["product_id", "webhook_id", "url", "events", "status"];
+const CHANGEABLE: [&str; 6] = ["product_id", "team_id", "webhook_id", "url", "events", "status"];
 
 /// How long the catalogue may take to say whether a product exists.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,17 +53,31 @@ impl Webhooks {
         Self { store, rules, catalog, signer }
     }
 
-    /// The caller's part of the store, if the caller's credential reaches that product.
-    fn of<T>(&self, request: Request<T>, product_id: fn(&T) -> &str) -> Result<(Caller, TenantStore, T), Error> {
+    /// The caller's part of the store, if the caller's credential reaches that product or, where none is named, the
+    /// team.
+    fn of<T: OfSource>(&self, request: Request<T>) -> Result<(Caller, TenantStore, T), Error> {
         let caller = Caller::of(&request)?;
         let store = self.store.of(caller.tenant()?);
         let request = request.into_inner();
-        caller.must_reach_product(product_id(&request))?;
+        let (product_id, team_id) = (request.product_id(), request.team_id());
+        if !product_id.is_empty() && !team_id.is_empty() {
+            return Err(Error::field("team_id", "cannot be named beside a product: a webhook belongs to one of them"));
+        }
+        caller.must_be_of_team(team_id)?;
+        match (product_id, caller.product_id()) {
+            ("", None) => {}
+            // A key of a product knows of no team.
+            ("", Some(_)) => return Err(Error::not_found("team")),
+            (product_id, _) => caller.must_reach_product(product_id)?,
+        }
         Ok((caller, store, request))
     }
 
-    /// Refuses a product that is not the caller's.
+    /// Refuses a product that is not the caller's. The team is: it was found with the credential.
     async fn must_exist(&self, caller: &Caller, product_id: &str) -> Result<(), Error> {
+        if product_id.is_empty() {
+            return Ok(());
+        }
         if !could_be_id(product_id) {
             return Err(Fault::NoSuchProduct.into());
         }
@@ -81,7 +95,7 @@ impl Webhooks {
             self.rules.read(url)?;
         }
         let events = mask.names("events", !request.events.is_empty()).then_some(request.events);
-        let events = events.map(event::subscription).transpose()?;
+        let events = events.map(|events| event::subscription(&request.product_id, events)).transpose()?;
         let named = WebhookStatus::try_from(request.status);
         let status = match named {
             _ if !mask.names("status", request.status != 0) => None,
@@ -95,15 +109,45 @@ impl Webhooks {
     }
 }
 
+/// A request that says whose webhooks it is about: those of a product, or those of the team.
+trait OfSource {
+    fn product_id(&self) -> &str;
+    fn team_id(&self) -> &str;
+}
+
+macro_rules! of_source {
+    ($($request:ty),* $(,)?) => {$(
+        impl OfSource for $request {
+            fn product_id(&self) -> &str {
+                &self.product_id
+            }
+
+            fn team_id(&self) -> &str {
+                &self.team_id
+            }
+        }
+    )*};
+}
+
+of_source! {
+    CreateWebhookRequest,
+    GetWebhookRequest,
+    ListWebhooksRequest,
+    UpdateWebhookRequest,
+    DeleteWebhookRequest,
+    ListDeliveriesRequest,
+    GetDeliveryRequest,
+}
+
 #[tonic::async_trait]
 impl WebhookService for Webhooks {
     async fn create_webhook(
         &self,
         request: Request<CreateWebhookRequest>,
     ) -> Result<Response<CreateWebhookResponse>, Status> {
-        let (caller, store, request) = self.of(request, |request| &request.product_id)?;
+        let (caller, store, request) = self.of(request)?;
         self.rules.read(&request.url)?;
-        let events = event::subscription(request.events)?;
+        let events = event::subscription(&request.product_id, request.events)?;
         self.must_exist(&caller, &request.product_id).await?;
         let act = Act::by(&caller, CREATE);
         let (endpoint, secret) =
@@ -113,7 +157,7 @@ impl WebhookService for Webhooks {
     }
 
     async fn get_webhook(&self, request: Request<GetWebhookRequest>) -> Result<Response<GetWebhookResponse>, Status> {
-        let (_, store, request) = self.of(request, |request| &request.product_id)?;
+        let (_, store, request) = self.of(request)?;
         let endpoint = store.endpoint(&request.product_id, &request.webhook_id).await.map_err(Error::from)?;
         Ok(Response::new(GetWebhookResponse { webhook: Some(encode(endpoint)) }))
     }
@@ -122,11 +166,11 @@ impl WebhookService for Webhooks {
         &self,
         request: Request<ListWebhooksRequest>,
     ) -> Result<Response<ListWebhooksResponse>, Status> {
-        let (caller, store, request) = self.of(request, |request| &request.product_id)?;
+        let (caller, store, request) = self.of(request)?;
         let page = Page::new(request.page_size, &request.page_token)?;
         let (endpoints, next_page_token) = store.endpoints(&request.product_id, page).await.map_err(Error::from)?;
         if endpoints.is_empty() {
-            // A product without webhooks, or none at all.
+            // Something without webhooks, or a product that is not there.
             self.must_exist(&caller, &request.product_id).await?;
         }
         let webhooks = endpoints.into_iter().map(encode).collect();
@@ -137,7 +181,7 @@ impl WebhookService for Webhooks {
         &self,
         request: Request<UpdateWebhookRequest>,
     ) -> Result<Response<UpdateWebhookResponse>, Status> {
-        let (caller, store, request) = self.of(request, |request| &request.product_id)?;
+        let (caller, store, request) = self.of(request)?;
         let (product_id, id) = (request.product_id.clone(), request.webhook_id.clone());
         let changes = self.changes(request)?;
         let act = Act::by(&caller, UPDATE);
@@ -149,7 +193,7 @@ impl WebhookService for Webhooks {
         &self,
         request: Request<DeleteWebhookRequest>,
     ) -> Result<Response<DeleteWebhookResponse>, Status> {
-        let (caller, store, request) = self.of(request, |request| &request.product_id)?;
+        let (caller, store, request) = self.of(request)?;
         let act = Act::by(&caller, DELETE);
         store.delete_endpoint(&request.product_id, &request.webhook_id, act).await.map_err(Error::from)?;
         Ok(Response::new(DeleteWebhookResponse {}))
@@ -159,7 +203,7 @@ impl WebhookService for Webhooks {
         &self,
         request: Request<ListDeliveriesRequest>,
     ) -> Result<Response<ListDeliveriesResponse>, Status> {
-        let (_, store, request) = self.of(request, |request| &request.product_id)?;
+        let (_, store, request) = self.of(request)?;
         let page = Page::new(request.page_size, &request.page_token)?;
         let (deliveries, next_page_token) =
             store.deliveries(&request.product_id, &request.webhook_id, page).await.map_err(Error::from)?;
@@ -171,7 +215,7 @@ impl WebhookService for Webhooks {
         &self,
         request: Request<GetDeliveryRequest>,
     ) -> Result<Response<GetDeliveryResponse>, Status> {
-        let (_, store, request) = self.of(request, |request| &request.product_id)?;
+        let (_, store, request) = self.of(request)?;
         let (delivery, attempts) = store
             .delivery(&request.product_id, &request.webhook_id, &request.delivery_id)
             .await
@@ -188,7 +232,7 @@ fn encode(endpoint: Endpoint) -> WebhookMessage {
     };
     WebhookMessage {
         id: endpoint.id,
-        product_id: endpoint.product_id,
+        product_id: Some(endpoint.product_id).filter(|id| !id.is_empty()),
         url: endpoint.url,
         events: endpoint.events,
         status: status.into(),

@@ -1,4 +1,4 @@
-//! Endpoints, as rows.
+//! Endpoints, as rows. Those of the team itself have no product: their `product_id` is empty.
 
 use paperkey_kit::{
     db::{DbError, Tx},
@@ -13,8 +13,8 @@ use sea_orm::{
 
 use super::{Act, Failure, TenantStore, corrupt, sql};
 use crate::domain::{
-    Fault, could_be_id,
-    endpoint::{Changes, Endpoint, MAX_PER_PRODUCT, Status},
+    Fault, could_be_id, could_be_source,
+    endpoint::{Changes, Endpoint, MAX_ENDPOINTS, Status},
     signature::new_secret,
 };
 
@@ -56,7 +56,7 @@ impl TenantStore {
         events: Vec<String>,
         act: Act,
     ) -> Result<(Endpoint, Secret), Failure> {
-        if !could_be_id(&product_id) {
+        if !could_be_source(&product_id) {
             return Err(Fault::NoSuchProduct.into());
         }
         let now_ms = self.store.clock.now_ms();
@@ -89,12 +89,12 @@ impl TenantStore {
             .store
             .database
             .write(move |tx| async move {
-                this.lock_product(&tx, &endpoint.product_id).await?;
-                if this.of_product(&endpoint.product_id).count(&tx).await? >= MAX_PER_PRODUCT {
+                this.lock_source(&tx, &endpoint.product_id).await?;
+                if this.of_product(&endpoint.product_id).count(&tx).await? >= MAX_ENDPOINTS {
                     return Err(Failure::from(Fault::TooManyWebhooks));
                 }
                 Entity::insert(row.into_active_model().reset_all()).exec_without_returning(&tx).await?;
-                tx.audit(act.on(vec![endpoint.id.clone(), endpoint.product_id.clone()]));
+                tx.audit(act.on(resources(&endpoint.id, &endpoint.product_id)));
                 Ok(endpoint)
             })
             .await?;
@@ -108,13 +108,13 @@ impl TenantStore {
         found.ok_or_else(|| Fault::NoSuchWebhook.into())
     }
 
-    /// A page of a product's endpoints, newest first, and the token of the next.
+    /// A page of a product's endpoints, or of the team's, newest first, and the token of the next.
     pub(crate) async fn endpoints(
         &self,
         product_id: &str,
         page: Page,
     ) -> Result<(Vec<Endpoint>, Option<String>), Failure> {
-        if !could_be_id(product_id) {
+        if !could_be_source(product_id) {
             return Err(Fault::NoSuchProduct.into());
         }
         let mut query = self.of_product(product_id).order_by_desc(Column::Id).limit(page.size + 1);
@@ -175,7 +175,7 @@ impl TenantStore {
                     );
                     tx.execute_raw(due).await?;
                 }
-                tx.audit(act.on(vec![after.id.clone(), after.product_id.clone()]));
+                tx.audit(act.on(resources(&after.id, &after.product_id)));
                 tx.after_commit(move || this.store.wake.changed(&id));
                 Ok(after)
             })
@@ -192,23 +192,28 @@ impl TenantStore {
                 // Locked first: what comes in for it at this moment is then either seen below or never made.
                 delete.one(&tx).await?.ok_or(Fault::NoSuchWebhook)?;
                 remove(&tx, &id).await?;
-                tx.audit(act.on(vec![id.clone(), product_id]));
+                tx.audit(act.on(resources(&id, &product_id)));
                 tx.after_commit(move || this.store.wake.changed(&id));
                 Ok(())
             })
             .await
     }
 
-    /// Locks what is known of a product until the transaction ends, so that its endpoints can be counted and its
-    /// deletion waits. A deleted product cannot be locked.
-    pub(super) async fn lock_product(&self, tx: &Tx, product_id: &str) -> Result<(), Failure> {
+    /// Locks what is known of a product, or of the team in this mode, until the transaction ends, so that its endpoints
+    /// can be counted and its deletion waits. A deleted product cannot be locked.
+    pub(super) async fn lock_source(&self, tx: &Tx, product_id: &str) -> Result<(), Failure> {
+        // A slash is in no id, so the row of a team is never a product's.
+        let id = match product_id {
+            "" => format!("{}/{}", self.tenant.team_id, self.tenant.mode_word()),
+            product_id => product_id.to_owned(),
+        };
         let lock = sql(
             tx.get_database_backend(),
             "INSERT INTO products (id, team_id, mode) VALUES ($1, $2, $3) \
              ON CONFLICT (id) DO UPDATE SET mode = excluded.mode \
              WHERE products.deleted_at_ms IS NULL AND products.team_id = excluded.team_id \
              AND products.mode = excluded.mode",
-            vec![product_id.into(), self.tenant.team_id.as_str().into(), self.tenant.mode_word().into()],
+            vec![id.into(), self.tenant.team_id.as_str().into(), self.tenant.mode_word().into()],
         );
         match tx.execute_raw(lock).await?.rows_affected() {
             0 => Err(Fault::NoSuchProduct.into()),
@@ -225,7 +230,7 @@ impl TenantStore {
     }
 
     pub(super) fn one_endpoint(&self, product_id: &str, id: &str) -> Result<Select<Entity>, Fault> {
-        if could_be_id(product_id) && could_be_id(id) {
+        if could_be_source(product_id) && could_be_id(id) {
             Ok(self.of_product(product_id).filter(Column::Id.eq(id)))
         } else {
             Err(Fault::NoSuchWebhook)
@@ -244,6 +249,11 @@ pub(super) async fn remove(tx: &Tx, id: &str) -> Result<(), DbError> {
         tx.execute_raw(sql(tx.get_database_backend(), text, vec![id.into()])).await?;
     }
     Ok(())
+}
+
+/// What an act was on: an endpoint, and its product where it has one.
+fn resources(id: &str, product_id: &str) -> Vec<String> {
+    [id, product_id].into_iter().filter(|id| !id.is_empty()).map(str::to_owned).collect()
 }
 
 async fn first(query: Select<Entity>, connection: &impl ConnectionTrait) -> Result<Option<Endpoint>, Failure> {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use paperkey_kit::{
     db::{DbError, Tx},
-    events::PRODUCT_DELETED,
+    events::{PRODUCT_DELETED, TEAM_DELETED},
     ids::new_id,
     principal::Tenant,
 };
@@ -19,7 +19,7 @@ use super::{
     endpoints::{Column, Entity, endpoint, remove},
     rows, sql,
 };
-use crate::domain::{could_be_id, endpoint::Endpoint, event};
+use crate::domain::{could_be_id, could_be_source, endpoint::Endpoint, event};
 
 const EVENT_COLUMNS: usize = 7;
 const DELIVERY_COLUMNS: usize = 10;
@@ -30,6 +30,11 @@ impl Store {
     /// An event to which nobody subscribes is not kept. One that no endpoint could ever get is passed over, loudly:
     /// refusing it would only stop those behind it.
     pub(crate) async fn ingest(&self, events: Vec<Event>) -> Result<(), DbError> {
+        let (gone, events): (Vec<Event>, Vec<Event>) = events.into_iter().partition(|e| e.topic == TEAM_DELETED);
+        // Teams first: to those that go, nothing more is sent, whatever came with the news.
+        for event in gone {
+            self.forget_team(&event.team_id).await?;
+        }
         let mut deleted = Vec::new();
         let mut by_product: HashMap<(Tenant, String), Vec<Event>> = HashMap::new();
         for event in events {
@@ -37,10 +42,6 @@ impl Store {
                 tracing::warn!(event = ?event.id, topic = ?event.topic, "an event that belongs to nobody is passed over");
                 continue;
             };
-            if event.product_id.is_empty() {
-                // An event of the team: its endpoints are to come.
-                continue;
-            }
             if event.topic == PRODUCT_DELETED {
                 deleted.push((tenant, event.product_id));
             } else {
@@ -52,7 +53,9 @@ impl Store {
         }
         // Every intake takes its locks in the same order.
         let mut by_product: Vec<_> = by_product.into_iter().collect();
-        by_product.sort_unstable_by(|((_, one), _), ((_, other), _)| one.cmp(other));
+        by_product.sort_unstable_by(|((one, a), _), ((other, b), _)| {
+            (a, &one.team_id, one.mode_word()).cmp(&(b, &other.team_id, other.mode_word()))
+        });
         deleted.sort_unstable_by(|(_, one), (_, other)| one.cmp(other));
         let this = self.clone();
         self.database
@@ -76,12 +79,15 @@ impl Store {
 
 fn tenant_of(event: &Event) -> Option<Tenant> {
     let known = event.mode() != Mode::Unspecified && could_be_id(&event.team_id) && could_be_id(&event.id);
-    let named = event.product_id.is_empty() || could_be_id(&event.product_id);
+    let named = match event.topic.as_str() {
+        PRODUCT_DELETED => could_be_id(&event.product_id),
+        _ => could_be_source(&event.product_id),
+    };
     (known && named).then(|| Tenant { team_id: event.team_id.clone(), mode: event.mode() })
 }
 
 impl TenantStore {
-    /// Keeps events of one product with their deliveries, and says how many deliveries were made.
+    /// Keeps events of one product, or of the team, with their deliveries, and says how many deliveries were made.
     async fn fan_out(&self, tx: &Tx, product_id: &str, events: Vec<Event>) -> Result<usize, DbError> {
         // The endpoints cannot be deleted until these deliveries are there to be deleted with them.
         let subscribed = self.of_product(product_id).order_by_asc(Column::Id).lock(LockType::KeyShare).all(tx).await?;

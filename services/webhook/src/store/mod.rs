@@ -1,7 +1,8 @@
 //! Where endpoints, events and deliveries are kept: the only part that knows tables.
 //!
 //! What callers see is opened by the tenant ([`Store::of`]), so that a query without team and mode cannot be written.
-//! What the workers do ([`dispatch`], [`housekeeping`]) spans tenants and hands nothing to a caller.
+//! What the workers and other services do ([`dispatch`], [`housekeeping`], [`teams`]) spans modes or tenants and hands
+//! nothing to a caller.
 //!
 //! On PostgreSQL rows are locked in one order, so that transactions wait for each other and never in a circle:
 //! product, endpoint, deliveries, attempts, events.
@@ -11,6 +12,7 @@ pub(crate) mod dispatch;
 mod endpoints;
 pub(crate) mod housekeeping;
 mod intake;
+mod teams;
 #[cfg(test)]
 mod tests;
 

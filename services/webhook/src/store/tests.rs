@@ -46,6 +46,11 @@ store_suite! {
     a_look_finds_every_endpoint_once_however_long_its_queue,
     a_look_ends_and_the_next_goes_on,
     no_more_than_twenty_endpoints_however_they_are_made,
+    a_team_has_twenty_of_its_own_in_each_mode_and_its_products_theirs,
+    events_of_a_team_go_to_its_endpoints_of_their_mode,
+    nothing_is_left_of_a_team_and_all_of_the_others,
+    what_is_under_way_for_a_team_that_goes_ends_without_a_trace,
+    an_endpoint_that_was_made_while_its_team_went_goes_when_it_is_told_again,
     a_product_cannot_get_an_endpoint_after_its_end_however_they_race,
     nothing_is_left_of_an_endpoint_that_goes_while_events_come,
     nothing_of_another_team_or_mode_is_there,
@@ -368,6 +373,156 @@ async fn a_product_cannot_get_an_endpoint_after_its_end_however_they_race(databa
         let (left, _) = world.tenant.endpoints(&product, everything()).await.unwrap();
         assert!(left.is_empty());
     }
+}
+
+const KEY_CREATED: &str = "api_key.created";
+
+fn team_event(world: &World, topic: &str, team: &str, mode: Mode) -> Event {
+    let [event] = world.events("", 1).try_into().unwrap();
+    Event { topic: topic.into(), team_id: team.into(), mode: mode.into(), ..event }
+}
+
+async fn team_endpoint(store: &TenantStore) -> Endpoint {
+    let (url, events) = ("https://example.com/".to_owned(), vec![KEY_CREATED.to_owned()]);
+    store.create_endpoint(String::new(), url, events, act()).await.unwrap().0
+}
+
+async fn a_team_has_twenty_of_its_own_in_each_mode_and_its_products_theirs(database: Database) {
+    let world = Arc::new(World::new(database, vec![0]));
+    let tasks: Vec<_> = (0..30)
+        .map(|_| {
+            let (tenant, url) = (world.tenant.clone(), "https://example.com/".to_owned());
+            let events = vec![KEY_CREATED.to_owned()];
+            tokio::spawn(async move { tenant.create_endpoint(String::new(), url, events, act()).await })
+        })
+        .collect();
+    let mut made = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(_) => made += 1,
+            Err(Failure::Fault(Fault::TooManyWebhooks)) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(made, 20);
+    world.endpoint("prod_1").await;
+    for other in [tenant("team_1", Mode::Test), tenant("team_2", Mode::Live)] {
+        team_endpoint(&world.store.of(other)).await;
+    }
+    assert_eq!(world.tenant.endpoints("", everything()).await.unwrap().0.len(), 20);
+    assert_eq!(world.tenant.endpoints("prod_1", everything()).await.unwrap().0.len(), 1);
+}
+
+async fn events_of_a_team_go_to_its_endpoints_of_their_mode(database: Database) {
+    let world = World::new(database, vec![0]);
+    let stores = [("team_1", Mode::Live), ("team_1", Mode::Test), ("team_2", Mode::Live)];
+    let mut endpoints = Vec::new();
+    for (team, mode) in stores {
+        endpoints.push(team_endpoint(&world.store.of(tenant(team, mode))).await);
+    }
+    let of_product = world.endpoint("prod_1").await;
+    let event = team_event(&world, KEY_CREATED, "team_1", Mode::Test);
+    world.store.ingest(vec![event.clone(), event.clone()]).await.unwrap();
+    world.store.ingest(vec![event.clone()]).await.unwrap();
+    // A team is not deleted as a product without a name would be, and a product's event is none of the team's.
+    world.store.ingest(vec![team_event(&world, "product.deleted", "team_1", Mode::Live)]).await.unwrap();
+    world.store.ingest(world.events("prod_1", 1)).await.unwrap();
+    let mut counts = Vec::new();
+    for ((team, mode), endpoint) in stores.into_iter().zip(&endpoints) {
+        let (listed, _) = world.store.of(tenant(team, mode)).deliveries("", &endpoint.id, everything()).await.unwrap();
+        assert!(listed.iter().all(|delivery| delivery.event_id == event.id));
+        counts.push(listed.len());
+    }
+    assert_eq!(counts, [0, 1, 0]);
+    assert_eq!(world.tenant.deliveries("prod_1", &of_product.id, everything()).await.unwrap().0.len(), 1);
+}
+
+async fn nothing_is_left_of_a_team_and_all_of_the_others(database: Database) {
+    let world = World::new(database, vec![0, 60]);
+    let long = world.queue(1_100).await;
+    let claimed = world.claim(&long, 3, "one").await;
+    world.store.record(claimed.iter().map(failed).collect(), "one".into()).await.unwrap();
+    let tested = world.store.of(tenant("team_1", Mode::Test));
+    for store in [&world.tenant, &tested] {
+        team_endpoint(store).await;
+    }
+    let of_test = team_event(&world, KEY_CREATED, "team_1", Mode::Test);
+    let mut end = world.events("prod_gone", 1);
+    "product.deleted".clone_into(&mut end[0].topic);
+    end.push(of_test);
+    world.store.ingest(end).await.unwrap();
+    let other = world.store.of(tenant("team_2", Mode::Live));
+    let kept = team_endpoint(&other).await;
+    world.store.ingest(vec![team_event(&world, KEY_CREATED, "team_2", Mode::Live)]).await.unwrap();
+
+    // What comes with the news is not sent any more.
+    let gone = team_event(&world, "team.deleted", "team_1", Mode::Live);
+    let late = team_event(&world, KEY_CREATED, "team_1", Mode::Live);
+    let nobody = Event { team_id: "'".into(), ..gone.clone() };
+    world.store.ingest(vec![late, nobody, gone.clone()]).await.unwrap();
+    world.store.ingest(vec![gone]).await.unwrap();
+    for (text, left) in [
+        ("SELECT COUNT(*) AS number FROM endpoints", 1),
+        ("SELECT COUNT(*) AS number FROM deliveries", 1),
+        ("SELECT COUNT(*) AS number FROM attempts", 0),
+        ("SELECT COUNT(*) AS number FROM events", 1),
+        ("SELECT COUNT(*) AS number FROM products", 1),
+    ] {
+        assert_eq!(number(&world.store, text).await, left, "{text}");
+    }
+    assert_eq!(other.endpoint("", &kept.id).await.unwrap(), kept);
+    assert_eq!(world.claim(&kept, 5, "one").await.len(), 1);
+}
+
+async fn what_is_under_way_for_a_team_that_goes_ends_without_a_trace(database: Database) {
+    let world = Arc::new(World::new(database, vec![0, 60]));
+    for _ in 0..5 {
+        let endpoint = world.queue(60).await;
+        let tasks: Vec<_> = world
+            .claim(&endpoint, 60, "one")
+            .await
+            .chunks(10)
+            .map(|few| {
+                let (world, outcomes) = (Arc::clone(&world), few.iter().map(failed).collect());
+                tokio::spawn(async move { world.store.record(outcomes, "one".into()).await.map(drop) })
+            })
+            .collect();
+        let (coming, events) = (Arc::clone(&world), world.events(&endpoint.product_id, 20));
+        let intake = tokio::spawn(async move { coming.store.ingest(events).await });
+        let gone = team_event(&world, "team.deleted", "team_1", Mode::Live);
+        world.store.ingest(vec![gone.clone()]).await.unwrap();
+        for task in tasks {
+            task.await.unwrap().unwrap();
+        }
+        intake.await.unwrap().unwrap();
+        world.store.ingest(vec![gone]).await.unwrap();
+    }
+    for text in [
+        "SELECT COUNT(*) AS number FROM endpoints",
+        "SELECT COUNT(*) AS number FROM deliveries",
+        "SELECT COUNT(*) AS number FROM attempts",
+        "SELECT COUNT(*) AS number FROM events",
+    ] {
+        assert_eq!(number(&world.store, text).await, 0, "{text}");
+    }
+}
+
+async fn an_endpoint_that_was_made_while_its_team_went_goes_when_it_is_told_again(database: Database) {
+    let world = World::new(database, vec![0]);
+    let gone = team_event(&world, "team.deleted", "team_1", Mode::Live);
+    let tasks: Vec<_> = (0..6)
+        .map(|_| {
+            let tenant = world.tenant.clone();
+            tokio::spawn(async move { team_endpoint(&tenant).await })
+        })
+        .collect();
+    world.store.ingest(vec![gone.clone()]).await.unwrap();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    world.store.ingest(vec![gone]).await.unwrap();
+    assert_eq!(number(&world.store, "SELECT COUNT(*) AS number FROM endpoints").await, 0);
+    assert_eq!(number(&world.store, "SELECT COUNT(*) AS number FROM products").await, 0);
 }
 
 async fn nothing_is_left_of_an_endpoint_that_goes_while_events_come(database: Database) {

@@ -43,13 +43,13 @@ use paperkey_proto::{
         catalog_service_server::{CatalogService, CatalogServiceServer},
     },
     errors::v1::Reason,
-    events::v1::Event,
+    events::v1::{Event, IngestEventsRequest, intake_service_client::IntakeServiceClient},
     options::v1::{Caller as Kind, Scope},
     principal::v1::{Mode, Principal, Role},
     webhook::v1::{
         CreateWebhookRequest, Delivery, DeliveryStatus, GetDeliveryRequest, GetDeliveryResponse, GetWebhookRequest,
-        IngestEventsRequest, ListDeliveriesRequest, UpdateWebhookRequest, Webhook, WebhookStatus,
-        intake_service_client::IntakeServiceClient, webhook_service_client::WebhookServiceClient,
+        ListDeliveriesRequest, UpdateWebhookRequest, Webhook, WebhookStatus,
+        webhook_service_client::WebhookServiceClient,
     },
 };
 use paperkey_webhook::{WebhookConfig, assemble};
@@ -121,7 +121,9 @@ impl Service<HttpRequest<Body>> for As {
     }
 }
 
-/// A catalogue in which `team_1` has two products in live mode.
+/// One in test mode.
+pub(crate) const TEST_PRODUCT: &str = "prod_3";
+/// A catalogue in which `team_1` has two products in live mode, and one in test mode.
 struct TwoProducts;
 
 #[tonic::async_trait]
@@ -129,8 +131,8 @@ impl CatalogService for TwoProducts {
     async fn get_product(&self, request: Request<GetProductRequest>) -> Result<Response<GetProductResponse>, Status> {
         let tenant = Caller::of(&request)?.tenant()?;
         let id = request.into_inner().id;
-        let known = [PRODUCT, OTHER_PRODUCT].contains(&id.as_str());
-        if !known || tenant.team_id != "team_1" || tenant.mode != Mode::Live {
+        let of_mode: &[&str] = if tenant.mode == Mode::Live { &[PRODUCT, OTHER_PRODUCT] } else { &[TEST_PRODUCT] };
+        if !of_mode.contains(&id.as_str()) || tenant.team_id != "team_1" {
             return Err(Error::not_found("product").into());
         }
         Ok(Response::new(GetProductResponse { product: Some(Product { id, ..Product::default() }) }))
@@ -240,7 +242,12 @@ impl World {
     /// A new endpoint of `prod_1`, and its secret.
     pub(crate) async fn endpoint_for(&self, url: &str, events: &[&str]) -> (Webhook, String) {
         let events = events.iter().map(ToString::to_string).collect();
-        let request = CreateWebhookRequest { product_id: PRODUCT.into(), url: url.into(), events };
+        let request = CreateWebhookRequest {
+            product_id: PRODUCT.into(),
+            url: url.into(),
+            events,
+            ..CreateWebhookRequest::default()
+        };
         let response = self.owner().create_webhook(request).await.expect("it is created").into_inner();
         (response.webhook.expect("it is answered"), response.secret)
     }
@@ -264,6 +271,24 @@ impl World {
         }
     }
 
+    /// A new endpoint of `team_1`, live, and its secret.
+    pub(crate) async fn team_endpoint(&self, url: &str, events: &[&str]) -> (Webhook, String) {
+        let events = events.iter().map(ToString::to_string).collect();
+        let request = CreateWebhookRequest { url: url.into(), events, ..CreateWebhookRequest::default() };
+        let response = self.owner().create_webhook(request).await.expect("it is created").into_inner();
+        (response.webhook.expect("it is answered"), response.secret)
+    }
+
+    /// A new event of `team_1` itself.
+    pub(crate) fn team_event(&self, topic: &str, mode: Mode) -> Event {
+        Event {
+            mode: mode.into(),
+            product_id: String::new(),
+            data_json: r#"{"id":"key_1","name":"CI","prefix":"pk_live_abcd","mode":"live","expiresAt":null}"#.into(),
+            ..self.event(topic)
+        }
+    }
+
     /// Hands a new event over, and answers its id.
     pub(crate) async fn happens(&self, topic: &str) -> String {
         let event = self.event(topic);
@@ -273,7 +298,8 @@ impl World {
     }
 
     pub(crate) async fn webhook(&self, id: &str) -> Webhook {
-        let request = GetWebhookRequest { product_id: PRODUCT.into(), webhook_id: id.into() };
+        let request =
+            GetWebhookRequest { product_id: PRODUCT.into(), webhook_id: id.into(), ..GetWebhookRequest::default() };
         self.owner().get_webhook(request).await.expect("it is there").into_inner().webhook.expect("it is answered")
     }
 
@@ -282,7 +308,7 @@ impl World {
             product_id: PRODUCT.into(),
             webhook_id: webhook_id.into(),
             page_size: Some(100),
-            page_token: String::new(),
+            ..ListDeliveriesRequest::default()
         };
         self.owner().list_deliveries(request).await.expect("they are there").into_inner().deliveries
     }
@@ -295,6 +321,7 @@ impl World {
             product_id: PRODUCT.into(),
             webhook_id: webhook_id.into(),
             delivery_id: delivery.id.clone(),
+            ..GetDeliveryRequest::default()
         };
         self.owner().get_delivery(request).await.expect("it is there").into_inner()
     }

@@ -1,0 +1,234 @@
+//! What a key does about itself, and what strangers may do about keys: a sandbox of their own, and telling of tokens
+//! that lie about.
+
+use std::collections::BTreeMap;
+
+use paperkey_kit::{
+    db::Tx,
+    principal::{Tenant, mode_of},
+    secrets::Secret,
+    token::TokenKind,
+};
+use paperkey_proto::{Error, principal::v1::Mode};
+use sea_orm::{
+    ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, QueryFilter as _, QuerySelect as _,
+    entity::prelude::Expr,
+};
+use serde_json::json;
+
+use super::{
+    Act, Failure, Store, announce,
+    entities::{keys, product_keys, teams},
+    keys::{MadeKey, RotatedKey, insert_key, key_of, key_row, locked_key, membership},
+};
+use crate::domain::{
+    Fault,
+    api_key::{Actor, ApiKey, Overlap, TEST_KEY_LIFETIME_MS},
+    key::{KeyKind, NewKey},
+    team::Tier,
+};
+
+/// What a sandbox team is called.
+const SANDBOX: &str = "Sandbox";
+
+/// Told to a team that wants to be told of leaked keys rather than to have them revoked.
+const ALERT: &str = "alert.created";
+
+/// By whom a reported key is revoked, where people look.
+const REPORTED: &str = "Reported as leaked";
+
+/// A key and the team that it belongs to.
+#[derive(Debug)]
+pub(crate) struct KeyAtHome {
+    pub(crate) key: ApiKey,
+    pub(crate) team: Option<Home>,
+}
+
+/// What a key learns of its team.
+#[derive(Debug)]
+pub(crate) struct Home {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) tier: String,
+    pub(crate) requests_per_minute: Option<i64>,
+}
+
+impl Store {
+    /// Makes a sandbox team with its one key.
+    pub(crate) async fn create_sandbox(&self, team_id: String, key: NewKey, act: Act) -> Result<ApiKey, Error> {
+        let hash = self.hash(&key.token);
+        let now_ms = self.database.clock().now_ms();
+        let made = self
+            .database
+            .write(move |tx| async move {
+                let team = teams::Model {
+                    id: team_id.clone(),
+                    name: SANDBOX.to_owned(),
+                    tier: Tier::Free.word().to_owned(),
+                    sandbox: true,
+                    created_at_ms: now_ms,
+                    leak_action: "revoke".to_owned(),
+                    expires_at_ms: Some(now_ms.saturating_add(TEST_KEY_LIFETIME_MS)),
+                    deleted_at_ms: None,
+                    requests_per_minute: None,
+                };
+                teams::Entity::insert(teams::ActiveModel::from(team).reset_all()).exec_without_returning(&tx).await?;
+                let made = insert_key(&tx, key_row(&key, hash, Some(&team_id), Actor::default(), now_ms)).await?;
+                tx.audit(act.on(vec![team_id, key.id]));
+                Ok::<_, Failure>(made)
+            })
+            .await?;
+        Ok(made)
+    }
+
+    /// A key by its id, with its team.
+    pub(crate) async fn key_at_home(&self, key_id: String) -> Result<KeyAtHome, Error> {
+        let found = self
+            .database
+            .read(move |reader| async move {
+                let query = keys::Entity::find_by_id(key_id).find_also_related(teams::Entity);
+                Ok::<_, Failure>(query.one(&reader).await?)
+            })
+            .await?;
+        let (key, team) = found.ok_or(Fault::BadCredential)?;
+        Ok(KeyAtHome {
+            key: key_of(key).ok_or(Fault::BadCredential)?,
+            team: team.map(|team| Home {
+                id: team.id,
+                name: team.name,
+                tier: team.tier,
+                requests_per_minute: team.requests_per_minute,
+            }),
+        })
+    }
+
+    /// Rotates the key that calls. Where that was done and the new one was never used, the new one is replaced: its
+    /// token may have been lost on the way. The end of the old one stays as it is then.
+    pub(crate) async fn rotate_own_key(&self, key_id: String, overlap: Overlap, act: Act) -> Result<RotatedKey, Error> {
+        let store = self.clone();
+        let rotated = self
+            .database
+            .write(move |tx| async move {
+                let old = locked_key(&tx, &key_id).await?.ok_or(Fault::BadCredential)?;
+                let now_ms = store.database.clock().now_ms();
+                if !old.is_good(now_ms) || !is_held_by_member(&tx, &old).await? {
+                    return Err(Failure::from(Fault::BadCredential));
+                }
+                let mut touched = vec![old.id.clone()];
+                let (made, old_expires_at_ms) = match &old.superseded_by {
+                    None => {
+                        let end_ms = Some(old.end_after(overlap, now_ms));
+                        (store.succeed(&tx, &old, &old, end_ms, now_ms).await?, end_ms)
+                    }
+                    Some(successor) => {
+                        let lost = locked_key(&tx, successor).await?.filter(is_unclaimed);
+                        let lost = lost.ok_or(Fault::SuccessorInUse)?;
+                        let revoker = Actor { id: Some(old.id.clone()), name: Some(old.terms.name.clone()) };
+                        store.end(&tx, &lost, &revoker, now_ms).await?;
+                        let end_ms = old.terms.expires_at_ms;
+                        touched.push(lost.id.clone());
+                        (store.succeed(&tx, &old, &lost, end_ms, now_ms).await?, end_ms)
+                    }
+                };
+                let MadeKey { key, token } = made;
+                touched.push(key.id.clone());
+                tx.audit(act.on(touched));
+                Ok(RotatedKey { key, token, old_expires_at_ms })
+            })
+            .await?;
+        Ok(rotated)
+    }
+
+    /// Revokes what is good and secret among these tokens, or tells the team of it, as the team has set. One
+    /// transaction, whatever they are.
+    pub(crate) async fn report_leaks(&self, tokens: Vec<Secret>, act: Act) -> Result<(), Error> {
+        let store = self.clone();
+        // By their hashes: each once, and in the one order in which everybody locks.
+        let found: BTreeMap<Vec<Vec<u8>>, TokenKind> = tokens
+            .iter()
+            .filter_map(|token| {
+                let kind = TokenKind::of(token.expose()).filter(|kind| *kind != TokenKind::ProductPublic)?;
+                Some((self.hashes(token), kind))
+            })
+            .collect();
+        self.database
+            .write(move |tx| async move {
+                for (hashes, kind) in found {
+                    match KeyKind::of(kind) {
+                        Some(_) => store.key_leaked(&tx, hashes, &act).await?,
+                        None => store.pair_leaked(&tx, hashes, &act).await?,
+                    }
+                }
+                Ok::<_, Failure>(())
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn key_leaked(&self, tx: &Tx, hashes: Vec<Vec<u8>>, act: &Act) -> Result<(), Failure> {
+        let row = keys::Entity::find().filter(keys::Column::TokenHash.is_in(hashes)).lock_exclusive().one(tx).await?;
+        let now_ms = self.database.clock().now_ms();
+        let still_open =
+            |key: &ApiKey| key.revoked_at_ms.is_none() && key.terms.expires_at_ms.is_none_or(|at_ms| at_ms > now_ms);
+        let Some(key) = row.and_then(key_of).filter(still_open) else { return Ok(()) };
+        if let Some(team_id) = &key.team_id
+            && self.wants_alert(tx, team_id).await?
+        {
+            self.tell(tx, ALERT, &key, &leaked(&key.id, &key.shown_prefix));
+            return Ok(());
+        }
+        let revoker = Actor { id: None, name: Some(REPORTED.to_owned()) };
+        self.end(tx, &key, &revoker, now_ms).await?;
+        tx.audit(act.on(vec![key.id]));
+        Ok(())
+    }
+
+    async fn pair_leaked(&self, tx: &Tx, hashes: Vec<Vec<u8>>, act: &Act) -> Result<(), Failure> {
+        let pair = product_keys::Entity::find()
+            .filter(product_keys::Column::SecretHash.is_in(hashes))
+            .filter(product_keys::Column::RevokedAtMs.is_null())
+            .lock_exclusive()
+            .one(tx)
+            .await?;
+        let Some(pair) = pair else { return Ok(()) };
+        if self.wants_alert(tx, &pair.team_id).await? {
+            let tenant = Tenant { team_id: pair.team_id, mode: mode_of(&pair.mode).unwrap_or(Mode::Live) };
+            self.outbox.emit(tx, &["webhook"], ALERT, &tenant, "", &leaked(&pair.id, &pair.secret_prefix));
+            return Ok(());
+        }
+        product_keys::Entity::update_many()
+            .col_expr(product_keys::Column::RevokedAtMs, Expr::value(self.database.clock().now_ms()))
+            .filter(product_keys::Column::Id.eq(pair.id.as_str()))
+            .filter(product_keys::Column::RevokedAtMs.is_null())
+            .exec(tx)
+            .await?;
+        announce(tx, &self.epochs, format!("key:{}", pair.id));
+        tx.audit(act.on(vec![pair.product_id, pair.id]));
+        Ok(())
+    }
+
+    async fn wants_alert(&self, tx: &Tx, team_id: &str) -> Result<bool, Failure> {
+        let team = teams::Entity::find_by_id(team_id).one(tx).await?;
+        Ok(team.is_some_and(|team| team.leak_action == "alert"))
+    }
+}
+
+fn leaked(key_id: &str, prefix: &str) -> serde_json::Value {
+    json!({"cause": "key_leaked", "keyId": key_id, "prefix": prefix})
+}
+
+/// Whether nobody has anything to lose by its end: it was never used, and not replaced or revoked by anybody.
+fn is_unclaimed(key: &ApiKey) -> bool {
+    key.first_used_at_ms.is_none() && key.revoked_at_ms.is_none() && key.superseded_by.is_none()
+}
+
+/// Whether the user of a token is still a member of its team. Other keys depend on nobody.
+async fn is_held_by_member(tx: &Tx, key: &ApiKey) -> Result<bool, Failure> {
+    match (&key.terms.user_id, &key.team_id) {
+        (Some(user_id), Some(team_id)) if key.kind == KeyKind::User => {
+            let member = membership(tx, team_id, user_id).await?;
+            Ok(member.is_some_and(|(_, since_ms)| since_ms <= key.created_at_ms))
+        }
+        _ => Ok(key.kind != KeyKind::User),
+    }
+}
