@@ -21,8 +21,10 @@ use futures_util::FutureExt as _;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, Response, Version,
     header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, FORWARDED, HOST, TE, TRANSFER_ENCODING},
+    request::Parts as Head,
 };
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use paperkey_kit::{
     principal::{Caller, REQUEST_ID_HEADER, nobody},
     reflection,
@@ -47,6 +49,11 @@ const WEB_TYPES: [&[u8]; 4] = [
     b"application/grpc-web-text",
     b"application/grpc-web-text+proto",
 ];
+
+/// How much of a refused request is read.
+const MAX_DRAINED_BYTES: usize = 65_536;
+/// And for how long.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Services of the gateway itself, which need no credential.
 const OWN_SERVICES: [&str; 3] =
@@ -115,8 +122,17 @@ pub(crate) async fn answer(
         let answer = gateway.own_services.call(request).await;
         answer.unwrap_or_else(|impossible: Infallible| match impossible {})
     } else {
-        let answer = pass(gateway, request, client, request_id).await;
-        answer.unwrap_or_else(|error| Status::from(error).into_http())
+        let (head, body) = request.into_parts();
+        let mut unread = Some(body);
+        match pass(gateway, head, &mut unread, client, request_id).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                if let Some(body) = unread {
+                    drain(body).await;
+                }
+                Status::from(error).into_http()
+            }
+        }
     };
     if let Ok(id) = HeaderValue::from_str(request_id) {
         response.headers_mut().insert(REQUEST_ID_HEADER, id);
@@ -124,13 +140,27 @@ pub(crate) async fn answer(
     response
 }
 
+/// Reads what a refused caller sends, within bounds. HTTP/2 resets the stream of an answer that does not wait for its
+/// request; whatever arrives for it later counts against the connection, until that is closed.
+async fn drain(mut body: tonic::body::Body) {
+    let read = async {
+        let mut left = MAX_DRAINED_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            let Some(less) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return };
+            left = less;
+        }
+    };
+    // Who takes longer loses the connection at most.
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
+}
+
 async fn pass(
     gateway: &Inner,
-    request: Request<tonic::body::Body>,
+    mut head: Head,
+    unread: &mut Option<tonic::body::Body>,
     client: IpAddr,
     request_id: &str,
 ) -> Result<Response<tonic::body::Body>, Error> {
-    let (mut head, body) = request.into_parts();
     let rpc = gateway
         .table
         .rpc(head.uri.path())
@@ -157,6 +187,7 @@ async fn pass(
 
     let overflow = Arc::new(AtomicBool::new(false));
     let left = rpc.max_body_bytes + FRAME_HEADER_BYTES;
+    let body = unread.take().unwrap_or_default();
     let body = tonic::body::Body::new(Bounded { body, left, overflow: Arc::clone(&overflow) });
     let caller = Caller { principal: admitted.principal.unwrap_or_else(nobody), request_id: request_id.to_owned() };
     let answer = rpc.channel.call_as(caller, &gateway.signer, Request::from_parts(head, body));

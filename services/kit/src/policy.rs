@@ -41,18 +41,18 @@ pub fn authorize(method: &Method, principal: &Principal, now_ms: i64) -> Result<
         return Err(Error::new(Reason::ScopeInsufficient).with_message("This key is read-only"));
     }
     let tenant = method.policy.tenant();
-    if let Some(scope) = method.scope {
-        authorize_scope(method, principal, scope)?;
-    }
     let needs_team = matches!(tenant, TenantOption::Caller | TenantOption::Member)
         || (tenant == TenantOption::Any && kind != Kind::SystemKey);
-    if !needs_team || !principal.team_id.is_empty() {
-        return Ok(());
+    if needs_team && principal.team_id.is_empty() {
+        // The account has no team, or none that it named.
+        return match kind {
+            Kind::SystemKey => Err(Error::field("Paperkey-Team", "must name the team that the call is for")),
+            _ => Err(Error::not_found("team")),
+        };
     }
-    // The account has no team, or none that it named.
-    match kind {
-        Kind::SystemKey => Err(Error::field("Paperkey-Team", "must name the team that the call is for")),
-        _ => Err(Error::not_found("team")),
+    match method.scope {
+        Some(scope) => authorize_scope(method, principal, scope),
+        None => Ok(()),
     }
 }
 

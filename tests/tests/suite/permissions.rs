@@ -64,7 +64,6 @@ fn a_credential_without_a_team_reaches_no_team() {
         let holder = if kind == Caller::Account { Holder::OWNER } else { Holder::SYSTEM_KEY };
         let principal = Principal {
             kind: kind.into(),
-            role: holder.role.into(),
             scopes: holder.scopes().into_iter().map(Into::into).collect(),
             ..Principal::default()
         };
