@@ -190,7 +190,13 @@ impl Inner {
         let version = request.version();
         // Only routes read a body.
         let mut unread = !request.body().is_end_stream();
-        let mut response = match grpc::dialect(request.headers()) {
+        // What a proxy asks at a door bears the content type of whoever it asks for, and must not choose the answer.
+        let dialect = if gateway.doors.leads_through(request.uri().path()) {
+            Dialect::Rest
+        } else {
+            grpc::dialect(request.headers())
+        };
+        let mut response = match dialect {
             Dialect::Grpc if request.uri().path().starts_with(doors::envoy::SERVICE) => {
                 let request = request.map(tonic::body::Body::new);
                 return Box::pin(doors::envoy::answer(gateway, request, peer, &request_id)).await.map(Body::from);

@@ -10,15 +10,19 @@ use std::{
 };
 
 use async_trait::async_trait;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header::CACHE_CONTROL};
-use http_body_util::BodyExt as _;
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, Response,
+    header::{CACHE_CONTROL, CONTENT_TYPE},
+};
+use http_body_util::{BodyExt as _, Full};
 use paperkey_kit::principal::REQUEST_ID_HEADER;
 use paperkey_proto::{Error, errors::v1::Reason, options::v1::Scope};
 use tonic::{Code, Status};
 use tower::Service as _;
 
 use super::{IDENTITY, identity, is_our_word, is_read, judge, scope_of};
-use crate::{Inner, edge, envelope::Refusal};
+use crate::{Inner, edge, envelope::Refusal, transcode::FRAME_HEADER_BYTES};
 
 mod wire {
     #![expect(
@@ -46,6 +50,9 @@ pub(crate) const SERVICE: &str = "/envoy.service.auth.v3.Authorization/";
 /// The most of a question that is read. Bodies have no place in it.
 const MAX_QUESTION_BYTES: usize = 1_024 * 1_024;
 
+/// The frame of an empty message.
+const NO_QUESTION: Bytes = Bytes::from_static(&[0; FRAME_HEADER_BYTES]);
+
 /// The name by which the configuration of a route says the scope.
 const SCOPE: &str = "scope";
 
@@ -56,11 +63,26 @@ pub(crate) async fn answer(
     peer: SocketAddr,
     request_id: &str,
 ) -> Response<tonic::body::Body> {
-    let door = Door { gateway: Arc::clone(gateway), peer, request_id: request_id.to_owned() };
-    let mut service = AuthorizationServer::new(door).max_decoding_message_size(MAX_QUESTION_BYTES);
-    let mut response = match tokio::time::timeout(gateway.call_timeout, service.call(request)).await {
-        Ok(answer) => answer.unwrap_or_else(|impossible: Infallible| match impossible {}),
-        Err(_) => Status::from(Error::new(Reason::Deadline)).into_http(),
+    let door = |closed| Door { gateway: Arc::clone(gateway), peer, request_id: request_id.to_owned(), closed };
+    let mut service = AuthorizationServer::new(door(None)).max_decoding_message_size(MAX_QUESTION_BYTES);
+    let uri = request.uri().clone();
+    let answer = tokio::time::timeout(gateway.call_timeout, service.call(request)).await;
+    let fault = match &answer {
+        Ok(Ok(response)) => unread(response.headers()),
+        Ok(Err(impossible)) => match *impossible {},
+        Err(_) => Some(Reason::Deadline),
+    };
+    let mut response = match (answer, fault) {
+        (Ok(Ok(response)), None) => response,
+        // What cannot be read, or not in time, is denied like anything else.
+        (_, fault) => {
+            let mut question = Request::new(tonic::body::Body::new(Full::new(NO_QUESTION)));
+            *question.method_mut() = Verb::POST;
+            *question.uri_mut() = uri;
+            question.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            let answer = AuthorizationServer::new(door(fault)).call(question).await;
+            answer.unwrap_or_else(|impossible: Infallible| match impossible {})
+        }
     };
     if let Ok(id) = HeaderValue::from_str(request_id) {
         response.headers_mut().insert(REQUEST_ID_HEADER, id);
@@ -68,11 +90,23 @@ pub(crate) async fn answer(
     response
 }
 
+/// Why a question was not read, if it was not.
+fn unread(headers: &HeaderMap) -> Option<Reason> {
+    match Status::from_header_map(headers)?.code() {
+        // No such method: that is no question at all.
+        Code::Ok | Code::Unimplemented => None,
+        Code::OutOfRange | Code::ResourceExhausted => Some(Reason::BodyTooLarge),
+        _ => Some(Reason::ValidationFailed),
+    }
+}
+
 /// The door, as it stands for one call.
 struct Door {
     gateway: Arc<Inner>,
     peer: SocketAddr,
     request_id: String,
+    /// Why it is closed to all.
+    closed: Option<Reason>,
 }
 
 /// A question, read.
@@ -88,7 +122,11 @@ impl Authorization for Door {
     async fn check(&self, request: tonic::Request<CheckRequest>) -> Result<tonic::Response<CheckResponse>, Status> {
         let attributes = request.into_inner().attributes.unwrap_or_default();
         let http = attributes.request.clone().unwrap_or_default().http.unwrap_or_default();
-        let (headers, judged) = match self.read(&attributes, &http) {
+        let read = match self.closed {
+            Some(reason) => Err(Error::new(reason)),
+            None => self.read(&attributes, &http),
+        };
+        let (headers, judged) = match read {
             Ok(question) => {
                 let Question { headers, client, scope, writes } = question;
                 let judged = judge(&self.gateway, &headers, client, scope, writes).await;

@@ -6,9 +6,12 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
 use paperkey_gateway::{Body, Gateway};
+use prost::Message as _;
 use serde_json::Value as Json;
 use tonic::Code;
 use tower::Service;
@@ -235,4 +238,26 @@ async fn nonsense_is_denied_and_never_passes() {
     let two = [GOOD, GOOD];
     let answer = check(PROXY, &Held { verb: "GET", headers: &two, raw: true, ..Held::default() }).await;
     denied(answer, Code::Unauthenticated, 401);
+}
+
+#[tokio::test]
+async fn a_question_that_cannot_be_read_is_denied_and_no_error() {
+    let mut long = question(&Held { verb: "POST", headers: &[GOOD], ..Held::default() });
+    let asked = long.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
+    asked.path = "x".repeat(2 * 1_024 * 1_024);
+    let (_, json) = denied(send(PROXY, long).await, Code::OutOfRange, 413);
+    assert_eq!(json["error"]["code"], "PB_BODY_TOO_LARGE");
+
+    // The path of the request is no UTF-8: a message whose first field holds what is none of its own.
+    let frame = [&[0, 0, 0, 0, 4][..], &[0x0a, 0x02, 0x22, 0xff]].concat();
+    let request = Request::builder()
+        .method("POST")
+        .uri("/envoy.service.auth.v3.Authorization/Check")
+        .header("content-type", "application/grpc")
+        .body(tonic::body::Body::new(Full::new(Bytes::from(frame))))
+        .unwrap();
+    let body = gateway().handle(request, PROXY.parse().unwrap()).await.into_body().collect().await.unwrap();
+    assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+    let answer = CheckResponse::decode(body.to_bytes().slice(5..)).unwrap();
+    denied(answer, Code::InvalidArgument, 400);
 }

@@ -179,3 +179,28 @@ async fn a_key_that_was_rotated_is_told_so_and_problems_name_the_original_path()
     let said = ask(&gateway, STRANGER, "GET /v1/authz", &headers, "").await;
     assert_eq!(said.json()["instance"], "/v1/authz");
 }
+
+#[tokio::test]
+async fn the_content_type_of_whoever_is_asked_about_does_not_choose_the_answer() {
+    let gateway = gateway();
+    for content_type in [
+        "application/grpc",
+        "application/grpc+proto",
+        "application/grpc;x=y",
+        "application/grpc-web",
+        "application/grpc-web-text",
+        "application/grpc-web+json",
+        "application/json",
+        "nonsense",
+    ] {
+        for verb in ["GET", "POST", "PUT", "HEAD", "OPTIONS"] {
+            let line = format!("{verb} /v1/authz?scope=licenses:read&deny=403");
+            let asked = [("content-type", content_type), ("te", "trailers")];
+            let said = ask(&gateway, STRANGER, &line, &asked, "").await;
+            assert_eq!(said.status, 401, "{verb} {content_type}");
+            assert!(!said.headers.contains_key("grpc-status"), "{verb} {content_type}");
+            let said = ask(&gateway, STRANGER, &line, &[asked[0], GOOD], "").await;
+            assert_eq!(said.status, 200, "{verb} {content_type}");
+        }
+    }
+}

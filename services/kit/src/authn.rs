@@ -379,10 +379,11 @@ impl Drop for Asked {
 #[async_trait]
 impl Authenticator for CachedAuthenticator {
     async fn authenticate(&self, credential: &str, team: Option<&str>, mode: Mode) -> Result<Arc<Principal>, Error> {
-        match self.recall(credential, team, mode) {
-            Some(known) => known,
-            None => self.0.ask(cache_key(credential, team, mode), credential, team, mode).await,
+        if let Some(known) = self.recall(credential, team, mode) {
+            return known;
         }
+        let (team, mode) = counted(credential, team, mode);
+        self.0.ask(cache_key(credential, team, mode), credential, team, mode).await
     }
 
     fn recall(&self, credential: &str, team: Option<&str>, mode: Mode) -> Option<Result<Arc<Principal>, Error>> {
@@ -390,7 +391,17 @@ impl Authenticator for CachedAuthenticator {
             self.0.malformed.fetch_add(1, Ordering::Relaxed);
             return Some(Err(Error::unauthenticated()));
         }
+        let (team, mode) = counted(credential, team, mode);
         self.0.recall(&cache_key(credential, team, mode))
+    }
+}
+
+/// The team and mode that a call names, where they count: a key has its own, and a caller who names another each time
+/// must not make it be asked about each time.
+fn counted<'t>(credential: &str, team: Option<&'t str>, mode: Mode) -> (Option<&'t str>, Mode) {
+    match TokenKind::claimed_by(credential) {
+        None | Some(TokenKind::System) => (team, mode),
+        Some(_) => (None, Mode::Unspecified),
     }
 }
 

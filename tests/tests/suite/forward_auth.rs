@@ -36,6 +36,8 @@ with_both_proxies! {
     nobody_passes_without_a_good_key_and_the_scope,
     nobody_passes_while_the_product_is_away,
     a_revoked_key_is_turned_away,
+    no_content_type_opens_the_door,
+    nobody_strips_their_own_identity,
     a_read_only_key_only_reads,
     an_allowlist_counts_the_client_and_not_the_proxy,
 }
@@ -81,6 +83,8 @@ async fn who_calls_is_known_behind_the_proxy_and_cannot_be_forged(site: Site) {
         .with("x-paperkey-team", "team_forged")
         .with("x-paperkey-user", "usr_forged")
         .with("x_paperkey_team", "team_forged")
+        .with("x-paperkey_team", "team_forged")
+        .with("x_paperkey-team", "team_forged")
         .with("cookie", "mine=1");
     for (verb, body) in [(Method::GET, None), (Method::POST, Some(json!({"a": 1}))), (Method::DELETE, None)] {
         let answer = caller.call(verb.clone(), "/render?size=a4", body.clone()).await;
@@ -124,6 +128,29 @@ async fn nobody_passes_while_the_product_is_away(mut site: Site) {
     site.install.kill(site.install.gateway());
     let answer = caller.get("/").await;
     assert!([502, 503].contains(&answer.status.as_u16()), "{}: {}", answer.status, answer.text());
+}
+
+async fn no_content_type_opens_the_door(site: Site) {
+    for content_type in
+        ["application/grpc", "application/grpc+proto", "application/grpc-web", "application/grpc-web+json"]
+    {
+        let stranger = site.proxy.api().with("te", "trailers");
+        for verb in [Method::GET, Method::POST] {
+            let answer = stranger.send(verb.clone(), "/", Some(content_type), bytes::Bytes::new()).await;
+            assert_eq!(answer.status, 401, "{verb} {content_type}: {}", answer.text());
+            let caller = site.with_key(&site.owner.live_key);
+            let answer = caller.send(verb.clone(), "/", Some(content_type), bytes::Bytes::new()).await;
+            assert_eq!(answer.status, 200, "{verb} {content_type}: {}", answer.text());
+        }
+    }
+}
+
+async fn nobody_strips_their_own_identity(site: Site) {
+    let caller = site.with_key(&site.owner.live_key).with("connection", "X-Paperkey-Mode, x-paperkey-scopes");
+    let answer = caller.get("/").await;
+    let echo = answer.gives(200);
+    assert_eq!((seen(echo, "x-paperkey-mode"), seen(echo, "x-paperkey-team")), ("live", site.owner.team_id.as_str()));
+    assert!(seen(echo, "x-paperkey-scopes").contains("licenses:read"), "{echo}");
 }
 
 async fn a_revoked_key_is_turned_away(site: Site) {

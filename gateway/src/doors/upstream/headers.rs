@@ -46,6 +46,12 @@ pub(super) fn of_request(
         }
         headers.append(name.clone(), value.clone());
     }
+    // HTTP/2 may send cookies in pieces; HTTP/1.1 has one line for them all (RFC 9113, 8.2.3).
+    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1 {
+        let whole = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).map_err(Error::internal)?;
+        headers.insert(COOKIE, whole);
+    }
     let trusted = &gateway.config.trusted_proxies;
     let came_by = edge::believed_addresses(&head.headers, origin.peer, trusted);
     let came_by: Vec<_> = came_by.iter().map(ToString::to_string).collect();

@@ -13,7 +13,7 @@ use std::{error::Error as StdError, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, Response, StatusCode, Uri, Version,
-    header::{ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_HEADERS, TRANSFER_ENCODING, UPGRADE},
+    header::{ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_HEADERS, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE},
     request::Parts as Head,
     uri::{Authority, Scheme},
 };
@@ -93,6 +93,18 @@ impl Mounts {
             let rest = path.strip_prefix(&mount.prefix);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         })
+    }
+}
+
+impl Mounts {
+    /// Whether a path leads to that mount however it is read: another one below it must not be reached by a spelling.
+    fn is_found_at(&self, mount: &Mount, read: &str) -> bool {
+        let lower = read.to_ascii_lowercase();
+        let found = self.mounts.iter().find(|other| {
+            let prefix = other.prefix.to_ascii_lowercase();
+            lower.strip_prefix(&prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        });
+        found.is_some_and(|found| std::ptr::eq(found, mount))
     }
 }
 
@@ -216,14 +228,16 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    if let Some(fault) = path::fault(head.uri.path()) {
-        return Err(Error::malformed(fault).into());
+    let read = path::as_read(head.uri.path()).map_err(Error::malformed)?;
+    if !gateway.doors.mounts.is_found_at(mount, &read) {
+        return Err(Error::malformed("The path could be read as another").into());
     }
     let known = identified(gateway, mount, head, origin).await?;
     if let Some(known) = &known {
         told.clone_from(&known.headers);
     }
     passable(head)?;
+    let (ended, length) = (body.is_end_stream(), body.size_hint().exact());
     let declared = body.size_hint().lower();
     if declared > mount.max_body_bytes {
         return Err(mount.too_large().into());
@@ -242,6 +256,12 @@ where
         mount.forward_credential,
         &principal.map(identity).unwrap_or_default(),
     )?;
+    // Left to itself, hyper sends no body with a verb that reads and an unknown length, and no length with none.
+    if !ended && length.is_none() {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    } else if ended && !is_read(head.method.as_str()) {
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
     let response = exchange(gateway, mount, request, &progress).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Error::unavailable("an upstream switched protocols unasked").into());

@@ -6,32 +6,33 @@
 /// How often a path may be encoded over itself.
 const MAX_DECODINGS: usize = 4;
 
-/// What is wrong with a path, if anything is.
-pub(super) fn fault(path: &str) -> Option<&'static str> {
+/// A path as a server may read it: decoded to the end, and without the parameters of its segments. Or what is wrong
+/// with it.
+pub(super) fn as_read(path: &str) -> Result<String, &'static str> {
     let mut bytes = path.as_bytes().to_vec();
     if path.contains("//") {
-        return Some("The path has an empty segment");
+        return Err("The path has an empty segment");
     }
     for round in 0..MAX_DECODINGS {
         if climbs(&bytes) {
-            return Some("The path has a segment that leads elsewhere");
+            return Err("The path has a segment that leads elsewhere");
         }
         if bytes.iter().any(|byte| *byte == b'\\' || byte.is_ascii_control()) {
-            return Some("The path has a character that paths do not have");
+            return Err("The path has a character that paths do not have");
         }
         let decoded = decoded(&bytes);
         if round == 0 && decoded.malformed {
-            return Some("The path is not percent-encoded as it should be");
+            return Err("The path is not percent-encoded as it should be");
         }
         if decoded.slash {
-            return Some("The path hides a slash");
+            return Err("The path hides a slash");
         }
         if decoded.bytes == bytes {
-            return None;
+            return Ok(without_parameters(&bytes));
         }
         bytes = decoded.bytes;
     }
-    Some("The path is percent-encoded over and over")
+    Err("The path is percent-encoded over and over")
 }
 
 /// A path that was decoded once.
@@ -62,6 +63,14 @@ fn decoded(bytes: &[u8]) -> Decoded {
     decoded
 }
 
+fn without_parameters(path: &[u8]) -> String {
+    let segments = path.split(|byte| *byte == b'/').map(|segment| {
+        let name = segment.split(|byte| *byte == b';').next().unwrap_or_default();
+        String::from_utf8_lossy(name)
+    });
+    segments.collect::<Vec<_>>().join("/")
+}
+
 /// Whether a segment is a dot or two, with parameters of its own or without.
 fn climbs(path: &[u8]) -> bool {
     path.split(|byte| *byte == b'/').any(|segment| {
@@ -90,7 +99,14 @@ mod tests {
             "/v1/pdf/100%25",
             "/v1/pdf/100%25/of",
         ] {
-            assert_eq!(fault(path), None, "{path}");
+            assert!(as_read(path).is_ok(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_read_without_its_disguises() {
+        for path in ["/v1/pdf/admin", "/v1/pdf/%61dmin", "/v1/pdf/%2561dmin", "/v1/pdf/admin;a=b", "/v1/pdf;x/admin"] {
+            assert_eq!(as_read(path).unwrap(), "/v1/pdf/admin", "{path}");
         }
     }
 
@@ -124,7 +140,7 @@ mod tests {
             "/v1/pdf/%zz",
             "/v1/pdf/%252525252541",
         ] {
-            assert!(fault(path).is_some(), "{path}");
+            assert!(as_read(path).is_err(), "{path}");
         }
     }
 }

@@ -393,12 +393,14 @@ async fn what_can_be_no_credential_is_refused_without_a_question() {
 
 #[tokio::test]
 async fn what_one_call_names_is_not_served_to_another() {
-    let world = World::new().await;
-    let ask = |team, mode| world.authenticator.authenticate(&world.token, team, mode);
-    ask(None, Mode::Unspecified).await.unwrap();
-    ask(Some("team_1"), Mode::Unspecified).await.unwrap();
-    ask(None, Mode::Test).await.unwrap();
-    assert_eq!(world.lookups(), 3);
+    for credential in ["a.session.token".to_owned(), TokenKind::System.generate()] {
+        let world = World::new().await;
+        let ask = |team, mode| world.authenticator.authenticate(&credential, team, mode);
+        ask(None, Mode::Unspecified).await.unwrap();
+        ask(Some("team_1"), Mode::Unspecified).await.unwrap();
+        ask(None, Mode::Test).await.unwrap();
+        assert_eq!(world.lookups(), 3);
+    }
 }
 
 #[tokio::test]
@@ -474,4 +476,14 @@ async fn workers_end_when_they_are_told_to() {
     handle.shut_down();
     watch.await.unwrap();
     hand_over.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_is_asked_about_once_whatever_team_its_callers_name() {
+    let world = World::new().await;
+    for number in 0..10 {
+        let team = format!("team_{number}");
+        world.authenticator.authenticate(&world.token, Some(&team), Mode::Test).await.unwrap();
+    }
+    assert_eq!(world.lookups(), 1, "it has a team and a mode of its own");
 }
