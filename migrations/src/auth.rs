@@ -192,27 +192,42 @@ impl MigrationTrait for KeyLife {
             optional_integer("rotate_every_days"),
             optional_integer("rotation_due_at_ms"),
             optional_integer("rotation_told_at_ms"),
+            // Whether it took the place of a key that asked for it itself.
+            boolean("self_rotated").default(false).take(),
+            // The user who was shown its token.
+            optional_text("given_to"),
+            optional_integer("leak_told_at_ms"),
         ];
         for column in keys {
             manager.alter_table(Table::alter().table("keys").add_column(column).take()).await?;
         }
-        let mut leak_action = text("leak_action");
+        let leak_told = Table::alter().table("product_keys").add_column(optional_integer("leak_told_at_ms")).take();
+        manager.alter_table(leak_told).await?;
         let teams = [
-            leak_action.default("revoke").take(),
+            text("leak_action").default("revoke").take(),
             optional_integer("expires_at_ms"),
             optional_integer("deleted_at_ms"),
             optional_integer("requests_per_minute"),
+            // Letters to people who are invited, and since when they are counted.
+            optional_integer("invited_since_ms"),
+            integer("invited_count").default(0_i64).take(),
         ];
         for column in teams {
             manager.alter_table(Table::alter().table("teams").add_column(column).take()).await?;
         }
-        manager.create_index(Index::create().name("keys_by_user").table("keys").col("user_id").take()).await?;
+        for (name, table, column) in
+            [("keys_by_user", "keys", "user_id"), ("product_registry_by_team", "product_registry", "team_id")]
+        {
+            manager.create_index(Index::create().name(name).table(table).col(column).take()).await?;
+        }
         for statement in [
             "DROP INDEX keys_one_system",
             // The old half of a rotated key lives on beside the new one.
             "CREATE UNIQUE INDEX keys_one_system ON keys (kind) \
              WHERE kind = 'system' AND revoked_at_ms IS NULL AND superseded_by IS NULL",
-            "CREATE INDEX keys_by_rotation ON keys (rotation_due_at_ms) WHERE rotation_due_at_ms IS NOT NULL",
+            // Those that were told of are out of it until they are due anew.
+            "CREATE INDEX keys_by_rotation ON keys (rotation_due_at_ms) \
+             WHERE rotation_due_at_ms IS NOT NULL AND rotation_told_at_ms IS NULL",
             "CREATE INDEX keys_by_revocation ON keys (revoked_at_ms) WHERE revoked_at_ms IS NOT NULL",
             "CREATE INDEX keys_by_expiry ON keys (expires_at_ms) WHERE expires_at_ms IS NOT NULL",
             "CREATE INDEX teams_by_expiry ON teams (expires_at_ms) WHERE expires_at_ms IS NOT NULL",
@@ -230,6 +245,7 @@ impl MigrationTrait for KeyLife {
             "keys_by_expiry",
             "keys_by_revocation",
             "keys_by_rotation",
+            "product_registry_by_team",
             "keys_by_user",
             "keys_one_system",
         ] {
@@ -238,7 +254,16 @@ impl MigrationTrait for KeyLife {
         let connection = manager.get_connection();
         // What the older schema cannot tell from a key that works on is closed.
         connection.execute_unprepared("DELETE FROM keys WHERE superseded_by IS NOT NULL").await?;
-        for column in ["leak_action", "expires_at_ms", "deleted_at_ms", "requests_per_minute"] {
+        let leak_told = Table::alter().table("product_keys").drop_column("leak_told_at_ms").take();
+        manager.alter_table(leak_told).await?;
+        for column in [
+            "leak_action",
+            "expires_at_ms",
+            "deleted_at_ms",
+            "requests_per_minute",
+            "invited_since_ms",
+            "invited_count",
+        ] {
             manager.alter_table(Table::alter().table("teams").drop_column(column).take()).await?;
         }
         for column in [
@@ -253,6 +278,9 @@ impl MigrationTrait for KeyLife {
             "rotate_every_days",
             "rotation_due_at_ms",
             "rotation_told_at_ms",
+            "self_rotated",
+            "given_to",
+            "leak_told_at_ms",
         ] {
             manager.alter_table(Table::alter().table("keys").drop_column(column).take()).await?;
         }
@@ -289,7 +317,16 @@ impl MigrationTrait for People {
                 .col("email_lower")
                 .unique()
                 .take(),
+            Index::create().name("invitations_by_end").table("invitations").col("expires_at_ms").take(),
             Index::create().name("mails_by_due").table("mails").col("due_at_ms").take(),
+            Index::create()
+                .name("password_resets_by_user")
+                .table("password_resets")
+                .col("user_id")
+                .col("created_at_ms")
+                .take(),
+            Index::create().name("password_resets_by_time").table("password_resets").col("created_at_ms").take(),
+            Index::create().name("login_failures_by_time").table("login_failures").col("since_ms").take(),
         ] {
             manager.create_index(index).await?;
         }
@@ -328,6 +365,7 @@ fn password_resets() -> TableCreateStatement {
         .col(optional_text("user_id"))
         .col(integer("created_at_ms"))
         .col(integer("expires_at_ms"))
+        .col(optional_integer("mailed_at_ms"))
         .take()
 }
 

@@ -99,8 +99,8 @@ impl MigrationTrait for Clients {
         manager
             .get_connection()
             .execute_unprepared(
-                "UPDATE products SET team_id = COALESCE((SELECT MIN(licenses.team_id) FROM licenses \
-                 WHERE licenses.product_id = products.id), '')",
+                "UPDATE products SET team_id = found.team_id FROM (SELECT product_id, MIN(team_id) AS team_id \
+                 FROM licenses GROUP BY product_id) AS found WHERE found.product_id = products.id",
             )
             .await?;
         for table in ["products", "clients"] {

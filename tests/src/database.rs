@@ -2,7 +2,7 @@
 
 use std::{env, thread};
 
-use sea_orm::{ConnectOptions, ConnectionTrait as _, Database, DbErr};
+use sea_orm::{ConnectOptions, ConnectionTrait as _, Database, DbBackend, DbErr, Statement};
 
 /// Where the tests find PostgreSQL.
 const POSTGRES_ENV: &str = "PAPERKEY_TEST_POSTGRES_URL";
@@ -42,6 +42,42 @@ impl PostgresDatabase {
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
         format!("{server}/{}{query}", self.name)
     }
+}
+
+impl PostgresDatabase {
+    /// Every row of every table, as text and with the bytes that it holds; and the name of its table.
+    pub(crate) async fn rows(&self) -> Vec<(String, Vec<u8>)> {
+        let read = async {
+            let mut options = ConnectOptions::new(self.url());
+            options.max_connections(1).sqlx_logging(false);
+            let connection = Database::connect(options).await?;
+            let ask = |sql: String| Statement::from_string(DbBackend::Postgres, sql);
+            let tables = "SELECT format('%I.%I', schemaname, tablename) AS name FROM pg_tables \
+                          WHERE schemaname NOT IN ('pg_catalog', 'information_schema')";
+            let mut rows = Vec::new();
+            for table in connection.query_all_raw(ask(tables.to_owned())).await? {
+                let table: String = table.try_get("", "name")?;
+                for row in connection.query_all_raw(ask(format!("SELECT t::text AS row FROM {table} AS t"))).await? {
+                    rows.push((table.clone(), with_bytes(&row.try_get::<String>("", "row")?)));
+                }
+            }
+            connection.close().await?;
+            Ok::<_, DbErr>(rows)
+        };
+        read.await.unwrap_or_else(|error| panic!("the tables cannot be read: {error}"))
+    }
+}
+
+/// The text of a row, followed by the bytes that stand in it in hexadecimal digits.
+fn with_bytes(row: &str) -> Vec<u8> {
+    let mut all = row.as_bytes().to_vec();
+    for hidden in row.split("\\x").skip(1) {
+        let digit = |byte| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let digits: Vec<u8> = hidden.bytes().map_while(digit).collect();
+        all.push(b'\n');
+        all.extend(digits.chunks_exact(2).map(|pair| pair[0] * 16 + pair[1]));
+    }
+    all
 }
 
 impl Drop for PostgresDatabase {

@@ -72,7 +72,7 @@ pub struct Installation {
     keys: Option<[String; 3]>,
     system_key: OnceCell<String>,
     // The processes end before their database and their folder do: fields go in this order.
-    _database: Option<PostgresDatabase>,
+    database: Option<PostgresDatabase>,
     folder: TempDir,
 }
 
@@ -154,7 +154,7 @@ impl Installation {
             environment,
             keys,
             system_key: OnceCell::new(),
-            _database: database,
+            database,
             folder,
         }
     }
@@ -370,6 +370,14 @@ impl Installation {
         let present =
             self.members.iter().filter_map(|(name, member)| Some((name.clone(), member.process.as_ref()?.lines())));
         past.chain(present).flat_map(|(name, lines)| lines.into_iter().map(move |line| (name.clone(), line))).collect()
+    }
+
+    /// Every row of its database, with the name of the table; none where there are files instead.
+    pub async fn rows(&self) -> Vec<(String, Vec<u8>)> {
+        match &self.database {
+            Some(database) => database.rows().await,
+            None => Vec::new(),
+        }
     }
 
     /// Every file of its data folders that is no key, with its bytes.

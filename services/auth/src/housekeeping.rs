@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use paperkey_kit::{db::Database, ids::new_id, lease::Leases, shutdown::Shutdown};
-use paperkey_proto::Error;
 
 use crate::{
     NAME,
@@ -24,9 +23,7 @@ const FORGET_LEASE_NAME: &str = "auth/forget_ended";
 /// Ends teams whose time has come, until shut down.
 pub(crate) async fn end_teams(store: Store, mut shutdown: Shutdown) {
     loop {
-        if let Err(error) = teams_once(&store).await {
-            tracing::warn!(%error, "teams could not be ended");
-        }
+        teams_once(&store).await;
         tokio::select! {
             () = tokio::time::sleep(TEAMS_EVERY) => {}
             () = shutdown.wait() => return,
@@ -34,17 +31,31 @@ pub(crate) async fn end_teams(store: Store, mut shutdown: Shutdown) {
     }
 }
 
-/// Each team is a transaction of its own, and nothing if another process was first.
-async fn teams_once(store: &Store) -> Result<(), Error> {
-    for team_id in store.expired_sandboxes(TEAMS_A_LOOK).await? {
-        store.expire_sandbox(team_id, Act::by_service(NAME, "auth/expire-sandbox")).await?;
-    }
-    for team_id in store.removable_teams(TEAMS_A_LOOK).await? {
-        if store.remove_team(team_id.clone()).await? {
-            tracing::debug!(team = team_id, "a deleted team is removed");
+/// Each team by itself, and nothing if another process was first: what fails with one keeps no other from its end.
+async fn teams_once(store: &Store) {
+    match store.expired_sandboxes(TEAMS_A_LOOK).await {
+        Ok(expired) => {
+            for team_id in expired {
+                let act = Act::by_service(NAME, "auth/expire-sandbox");
+                if let Err(error) = store.expire_sandbox(team_id.clone(), act).await {
+                    tracing::warn!(team = team_id, %error, "a sandbox could not be ended");
+                }
+            }
         }
+        Err(error) => tracing::warn!(%error, "sandboxes could not be looked for"),
     }
-    Ok(())
+    match store.removable_teams(TEAMS_A_LOOK).await {
+        Ok(removable) => {
+            for team_id in removable {
+                match store.remove_team(team_id.clone()).await {
+                    Ok(true) => tracing::debug!(team = team_id, "a deleted team is removed"),
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!(team = team_id, %error, "a deleted team could not be removed"),
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "deleted teams could not be looked for"),
+    }
 }
 
 /// Forgets old invitations, links and counts once an hour, until shut down.

@@ -41,6 +41,10 @@ store_suite! {
     of_twenty_rotations_one_makes_a_key_also_at_ten,
     twenty_rotations_by_the_old_token_leave_one_successor,
     a_lost_answer_is_made_good_until_the_new_token_is_used,
+    what_a_person_put_in_the_place_of_a_key_stays,
+    what_a_credential_said_a_moment_ago_does_not_count,
+    of_twenty_new_tokens_beside_45_exactly_five_are_made,
+    a_call_in_test_mode_makes_no_live_key,
     a_rotation_takes_everything_over,
     a_rotation_with_no_overlap_ends_the_old_token_at_once,
     a_key_makes_only_what_lies_within_itself,
@@ -171,6 +175,16 @@ impl Team {
         ))
         .await;
         self.app.authenticate_in(&registered.token, &self.id, Mode::Live).await.unwrap()
+    }
+
+    /// What was written down of a method: the resources of each entry.
+    async fn audited(&self, method: &str) -> Vec<String> {
+        let sql = format!("SELECT resources FROM audit_entries WHERE action LIKE '%/{method}' ORDER BY id");
+        let job = self.app.database.read(|reader| async move {
+            let statement = Statement::from_string(reader.get_database_backend(), sql);
+            Ok::<_, DbError>(reader.query_all_raw(statement).await?)
+        });
+        job.await.unwrap().iter().map(|row| row.try_get("", "resources").unwrap()).collect()
     }
 
     async fn events(&self) -> Vec<Event> {
@@ -374,6 +388,118 @@ async fn a_lost_answer_is_made_good_until_the_new_token_is_used(database: Databa
     assert_eq!(reason(rotate_self(&team.app, &used, None).await), Reason::InvalidCredentials);
 }
 
+async fn what_a_person_put_in_the_place_of_a_key_stays(database: Database) {
+    let team = team(database).await;
+    let admin = team.joined("grace@example.com", "admin").await;
+    let old = team.key("Key").await;
+    let holder = team.whose(&old.token).await;
+    // Whoever has the old token may have stolen it: that is why it is rotated.
+    let (new, _) = rotate(&team.app, &admin, &old.key.id, None).await.unwrap();
+    assert_eq!(reason(rotate_self(&team.app, &holder, None).await), Reason::Conflict);
+    assert!(!team.is_refused(&new.token).await);
+    assert_eq!(team.get(&team.owner, &old.key.id).await.unwrap().superseded_by, Some(new.key.id));
+    // Nor does the new one, when it rotates itself, take back what a person did after that.
+    let used = team.whose(&new.token).await;
+    let (next, _) = rotate_self(&team.app, &used, None).await.unwrap();
+    let (last, _) = rotate(&team.app, &admin, &next.key.id, None).await.unwrap();
+    assert_eq!(reason(rotate_self(&team.app, &used, None).await), Reason::Conflict);
+    assert!(!team.is_refused(&last.token).await);
+}
+
+async fn what_a_credential_said_a_moment_ago_does_not_count(database: Database) {
+    let team = team(database).await;
+    let grace = team.joined("grace@example.com", "owner").await;
+    let (key, of_ada) = (team.key("Key").await, create(&team.app, &team.owner, of_user()).await.unwrap());
+    let by_token = create(&team.app, &grace, of_user()).await.unwrap();
+    let by_token = team.whose(&by_token.token).await;
+    let where_member = format!("WHERE team_id = '{}' AND user_id = '{}'", team.id, grace.user_id);
+    let tried = async |caller: &Principal, id: &str| {
+        let rename = UpdateApiKeyRequest { name: Some("Other".into()), ..patch(id, &["name"]) };
+        let mut refused = vec![refusal(revoke(&team.app, caller, id).await)];
+        // Tokens of users do no more than that.
+        if caller.kind() == Caller::Account {
+            refused.push(refusal(update(&team.app, caller, rename).await));
+            refused.push(refusal(rotate(&team.app, caller, id, None).await));
+        }
+        refused
+    };
+    // As a gateway may still see her for a moment: she is an Owner no more.
+    team.run(format!("UPDATE memberships SET role = 'admin' {where_member}")).await;
+    for caller in [&grace, &by_token] {
+        for (why, message) in tried(caller, &of_ada.key.id).await {
+            assert_eq!(why, Reason::RoleInsufficient, "{message}");
+        }
+    }
+    let for_ada = CreateApiKeyRequest { user_id: Some(team.owner.user_id.clone()), ..of_user() };
+    assert_eq!(reason(create(&team.app, &grace, for_ada).await), Reason::RoleInsufficient);
+    create(&team.app, &grace, named("An Admin's")).await.unwrap();
+    team.run(format!("UPDATE memberships SET role = 'member' {where_member}")).await;
+    for caller in [&grace, &by_token] {
+        for (why, message) in tried(caller, &key.key.id).await {
+            assert_eq!(why, Reason::RoleInsufficient, "{message}");
+        }
+    }
+    assert_eq!(reason(create(&team.app, &grace, named("Late")).await), Reason::RoleInsufficient);
+    team.run(format!("DELETE FROM memberships {where_member}")).await;
+    let gone = (Reason::NotFound, "No such team".to_owned());
+    for caller in [&grace, &by_token] {
+        assert!(tried(caller, &key.key.id).await.iter().all(|refused| *refused == gone));
+    }
+    assert_eq!(refusal(create(&team.app, &grace, named("Late")).await), gone);
+    assert!(!team.is_refused(&key.token).await && !team.is_refused(&of_ada.token).await);
+}
+
+async fn of_twenty_new_tokens_beside_45_exactly_five_are_made(database: Database) {
+    let team = team(database).await;
+    let mut tokens = Vec::new();
+    for _ in 0..45 {
+        tokens.push(create(&team.app, &team.owner, of_user()).await.unwrap());
+    }
+    let racers = (0..20).map(|number| {
+        let app = Arc::clone(if number % 2 == 0 { &team.app } else { &team.other });
+        let owner = team.owner.clone();
+        tokio::spawn(async move { create(&app, &owner, of_user()).await })
+    });
+    let outcomes: Vec<_> = join_all(racers).await.into_iter().map(Result::unwrap).collect();
+    let (made, refused): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    assert_eq!(made.len(), 5);
+    for refused in refused {
+        let (why, message) = refusal(refused);
+        assert!(why == Reason::KeyLimitReached && message.contains("at most 50 tokens"), "{message}");
+    }
+    // Others have room, and so have keys of the team.
+    let grace = team.joined("grace@example.com", "admin").await;
+    create(&team.app, &grace, of_user()).await.unwrap();
+    team.key("Key").await;
+    // Who has all that they may have can rotate each of them once.
+    let mut token = tokens.pop().unwrap();
+    for number in 0..50 {
+        token = if number % 2 == 0 {
+            rotate(&team.app, &team.owner, &token.key.id, None).await.unwrap().0
+        } else {
+            rotate_self(&team.app, &team.whose(&token.token).await, None).await.unwrap().0
+        };
+    }
+    assert_eq!(reason(rotate(&team.app, &team.owner, &token.key.id, None).await), Reason::KeyLimitReached);
+    let holder = team.whose(&token.token).await;
+    assert_eq!(reason(rotate_self(&team.app, &holder, None).await), Reason::KeyLimitReached);
+    revoke(&team.app, &team.owner, &tokens[0].key.id).await.unwrap();
+    assert_eq!(reason(create(&team.app, &team.owner, of_user()).await), Reason::KeyLimitReached, "old halves count");
+    rotate_self(&team.app, &holder, None).await.unwrap();
+}
+
+async fn a_call_in_test_mode_makes_no_live_key(database: Database) {
+    let team = team(database).await;
+    let in_test = Principal { mode: Mode::Test.into(), ..team.owner.clone() };
+    for live in [named("Live"), of_user()] {
+        let live = CreateApiKeyRequest { mode: Mode::Live.into(), ..live };
+        assert_eq!(field(create(&team.app, &in_test, live).await), "mode");
+    }
+    let test = CreateApiKeyRequest { mode: Mode::Test.into(), ..named("Test") };
+    create(&team.app, &in_test, test.clone()).await.unwrap();
+    create(&team.app, &team.owner, test).await.unwrap();
+}
+
 async fn a_rotation_takes_everything_over(database: Database) {
     let team = team(database).await;
     let soon_ms = team.now_ms() + HOUR_MS;
@@ -521,6 +647,10 @@ async fn a_key_rotates_only_what_lies_within_itself(database: Database) {
     let bound = CreateApiKeyRequest { allowlist: words(&["10.0.0.0/8"]), ..named("Bound") };
     let bound = create(&team.app, &team.owner, bound).await.unwrap();
     let free = team.whose(&team.free_key).await;
+    let seldom = CreateApiKeyRequest { requests_per_minute: Some(5), ..named("Seldom") };
+    let seldom = create(&team.app, &team.owner, seldom).await.unwrap();
+    let slow = team.whose(&seldom.token).await;
+    assert_eq!(reason(rotate(&team.app, &slow, &narrow.key.id, None).await), Reason::ScopeInsufficient, "more often");
 
     assert_eq!(reason(rotate(&team.app, &holder, &all.id, None).await), Reason::ScopeInsufficient, "more scopes");
     let short = team.whose(&ending.token).await;
@@ -536,7 +666,7 @@ async fn a_key_rotates_only_what_lies_within_itself(database: Database) {
     assert_eq!(reason(rotate(&team.app, &tester, &in_test.key.id, None).await), Reason::ScopeInsufficient, "by test");
     assert_eq!(reason(rotate(&team.app, &tester, &all.id, None).await), Reason::NotFound);
 
-    for within in [&narrow.key.id, &ending.key.id, &bound.key.id, &in_test.key.id, &free.id] {
+    for within in [&narrow.key.id, &ending.key.id, &bound.key.id, &seldom.key.id, &in_test.key.id, &free.id] {
         rotate(&team.app, &all, within, None).await.unwrap();
     }
     let system = team.app.system_key().await;
@@ -635,16 +765,16 @@ async fn what_is_changed_counts_at_once(database: Database) {
     let holder = team.whose(&made.token).await;
     assert!(holder.read_only && holder.scopes().count() == 2 && holder.expires_at_ms == end_ms);
 
-    let cleared = update(&team.app, &team.owner, patch(&made.key.id, &paths[2..])).await.unwrap();
+    let cleared = update(&team.app, &team.owner, patch(&made.key.id, &paths[3..])).await.unwrap();
     assert!(cleared.allowlist.is_empty() && cleared.expires_at.is_none() && cleared.requests_per_minute.is_none());
-    assert!(cleared.rotation_due_at.is_none() && cleared.scopes.len() > 10);
+    assert!(cleared.rotation_due_at.is_none() && cleared.scopes.len() == 2);
     let off = UpdateApiKeyRequest { enabled: Some(false), ..patch(&made.key.id, &["enabled"]) };
     assert_eq!(update(&team.app, &team.owner, off).await.unwrap().status(), ApiKeyStatus::Disabled);
     assert!(team.is_refused(&made.token).await);
     let on = UpdateApiKeyRequest { enabled: Some(true), ..patch(&made.key.id, &["enabled"]) };
     assert_eq!(update(&team.app, &team.owner, on).await.unwrap().status(), ApiKeyStatus::Active);
     assert!(!team.is_refused(&made.token).await);
-    for cannot_be_null in ["name", "enabled", "scope"] {
+    for cannot_be_null in ["name", "enabled", "scope", "scopes"] {
         assert_eq!(field(update(&team.app, &team.owner, patch(&made.key.id, &[cannot_be_null])).await), cannot_be_null);
     }
     assert_eq!(field(update(&team.app, &team.owner, patch(&made.key.id, &["kind"])).await), "kind");
@@ -860,7 +990,9 @@ async fn a_leaked_token_is_revoked_or_told_of_and_no_answer_says_which(database:
     let public_only = team.app.provision(&fresh("prod"), &team.id, Mode::Live).await.unwrap();
     let public = public_only.api_key.unwrap().public_key;
     let leaked = vec![team.live_key.clone(), public_only.secret_key.clone(), public.clone()];
-    assert_eq!(report(&team.app, leaked).await.unwrap(), 3);
+    for _ in 0..3 {
+        assert_eq!(report(&team.app, leaked.clone()).await.unwrap(), 3, "and again: it is told once an hour");
+    }
     for alive in [&team.live_key, &public_only.secret_key, &public] {
         assert!(!team.is_refused(alive).await);
     }
@@ -870,6 +1002,15 @@ async fn a_leaked_token_is_revoked_or_told_of_and_no_answer_says_which(database:
     let prefix = &team.live_key[..12];
     assert!(data.iter().any(|data| data["prefix"] == prefix && data["cause"] == "key_leaked"), "{data:?}");
     assert!(alerts.iter().all(|event| event.team_id == team.id && event.product_id.is_empty()));
+
+    let audited = team.audited("ReportLeakedApiKeys").await;
+    assert_eq!(audited.len(), 4 + 2, "what was revoked, and what was told of: {audited:?}");
+    let an_hour_ago_ms = team.now_ms() - HOUR_MS;
+    for table in ["keys", "product_keys"] {
+        team.run(format!("UPDATE {table} SET leak_told_at_ms = {an_hour_ago_ms} WHERE leak_told_at_ms > 0")).await;
+    }
+    report(&team.app, leaked).await.unwrap();
+    assert_eq!(topics("alert.created").await, 4);
 
     for faulty in [vec![], vec!["x".to_owned(); 101], vec!["x".repeat(513)]] {
         assert_eq!(reason(report(&team.app, faulty).await), Reason::ValidationFailed);

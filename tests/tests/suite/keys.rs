@@ -305,6 +305,7 @@ async fn what_is_asked_for_in_nonsense_is_refused_politely(install: Installation
         (json!({"name": "  "}), "name"),
         (json!({"name": "K", "scopes": ["licenses:check"]}), "scopes[0]"),
         (json!({"name": "K", "scopes": ["licenses:read", "all"]}), "scopes[1]"),
+        (json!({"name": "K", "scopes": []}), "scopes"),
         (json!({"name": "K", "allowlist": ["here"]}), "allowlist[0]"),
         (json!({"name": "K", "expiresAt": in_ms(-MINUTES)}), "expiresAt"),
         (json!({"name": "K", "requestsPerMinute": 0}), "requestsPerMinute"),
@@ -323,6 +324,8 @@ async fn what_is_asked_for_in_nonsense_is_refused_politely(install: Installation
         (json!({"enabled": null}), "enabled"),
         (json!({"enabled": "no"}), "enabled"),
         (json!({"mode": "test"}), "mode"),
+        (json!({"scopes": []}), "scopes"),
+        (json!({"scopes": null}), "scopes"),
         (json!({"expiresAt": "soon"}), "expiresAt"),
         (json!({"allowlist": ["10.0.0.0/8", "10.0.0.0/99"]}), "allowlist[1]"),
     ] {

@@ -5,7 +5,7 @@
 //! Deliberately absent: product pairs, which are not rotated, and the system key's own rotation, which is nobody's
 //! request.
 
-use paperkey_kit::{principal::mode_word, values::rfc3339};
+use paperkey_kit::{policy::role_allows, principal::mode_word, values::rfc3339};
 use paperkey_proto::{
     Contract, Error,
     auth::v1::ApiKeyStatus,
@@ -24,7 +24,12 @@ use super::{
 /// How many keys of a team may be active, live and test together.
 pub(crate) const MAX_ACTIVE_KEYS: u64 = 10;
 
-/// The kinds that count among them.
+/// How many tokens one user may have in a team that have not come to their end, old halves of rotated ones included.
+pub(crate) const MAX_USER_TOKENS: u64 = 50;
+/// How many a rotation may bring it to: who has all that they may have can still rotate each.
+pub(crate) const MAX_ROTATED_TOKENS: u64 = 2 * MAX_USER_TOKENS;
+
+/// The kinds that count among the keys of a team.
 pub(crate) const COUNTED: [KeyKind; 2] = [KeyKind::Team, KeyKind::Platform];
 
 /// How long a `pb_test_` key lives at most, and a sandbox team, in milliseconds.
@@ -102,6 +107,10 @@ pub(crate) struct ApiKey {
     pub(crate) revoker: Actor,
     pub(crate) superseded_by: Option<String>,
     pub(crate) replaces: Option<String>,
+    /// Whether the one that it replaces asked for it itself.
+    pub(crate) self_rotated: bool,
+    /// The user who was shown its token: whoever has it may have kept it.
+    pub(crate) given_to: Option<String>,
     pub(crate) rotated_at_ms: Option<i64>,
     pub(crate) first_used_at_ms: Option<i64>,
     pub(crate) last_used_at_ms: Option<i64>,
@@ -139,13 +148,14 @@ impl ApiKey {
         }
     }
 
-    /// Refuses a key that may do more than the one that calls, or longer, or from elsewhere.
+    /// Refuses a key that may do more than the one that calls, or longer, or more often, or from elsewhere.
     pub(crate) fn must_not_exceed(&self, caller: &Self) -> Result<(), Fault> {
         let (mine, theirs) = (&self.terms, &caller.terms);
         let within = mine.scopes.iter().all(|scope| theirs.scopes.contains(scope))
             && (mine.read_only || !theirs.read_only)
             && mine.allowlist.is_within(&theirs.allowlist)
-            && ends_by(mine.expires_at_ms, theirs.expires_at_ms);
+            && is_within(mine.expires_at_ms, theirs.expires_at_ms)
+            && is_within(mine.requests_per_minute, theirs.requests_per_minute);
         if within { Ok(()) } else { Err(Fault::WiderThanCaller) }
     }
 
@@ -190,7 +200,7 @@ impl ApiKey {
         if let Some(expires_at_ms) = expires_at_ms {
             terms.expires_at_ms = future(expires_at_ms, now_ms)?;
             if let Some(latest_ms) = self.latest_end_ms()
-                && !ends_by(terms.expires_at_ms, Some(latest_ms))
+                && !is_within(terms.expires_at_ms, Some(latest_ms))
             {
                 let message = format!("must not be later than {}, when a key of this kind ends", rfc3339(latest_ms));
                 return Err(Error::field("expires_at", message));
@@ -223,12 +233,12 @@ impl ApiKey {
     }
 }
 
-/// Whether the first end is no later than the second; none is later than any.
-fn ends_by(end_ms: Option<i64>, latest_ms: Option<i64>) -> bool {
-    match (end_ms, latest_ms) {
+/// Whether the first limit, or end, is no wider than the second; none is wider than any.
+fn is_within(limit: Option<i64>, widest: Option<i64>) -> bool {
+    match (limit, widest) {
         (_, None) => true,
         (None, Some(_)) => false,
-        (Some(end_ms), Some(latest_ms)) => end_ms <= latest_ms,
+        (Some(limit), Some(widest)) => limit <= widest,
     }
 }
 
@@ -280,10 +290,10 @@ impl Wish {
         let test_end_ms = (self.mode == Mode::Test).then(|| now_ms.saturating_add(TEST_KEY_LIFETIME_MS));
         let latest_ms = theirs.expires_at_ms.into_iter().chain(test_end_ms).min();
         let expires_at_ms = future(self.expires_at_ms, now_ms)?.or(latest_ms);
-        if !ends_by(expires_at_ms, theirs.expires_at_ms) {
+        if !is_within(expires_at_ms, theirs.expires_at_ms) {
             return Err(Error::field("expires_at", "must not be later than the end of the key that makes it"));
         }
-        if !ends_by(expires_at_ms, test_end_ms) {
+        if !is_within(expires_at_ms, test_end_ms) {
             return Err(Error::field("expires_at", "must be within 24 hours for a test key"));
         }
         Ok(Terms {
@@ -324,6 +334,27 @@ pub(crate) enum Hand {
 }
 
 impl Doer {
+    /// The person who acts, if it is one.
+    pub(crate) fn person(&self) -> Option<&str> {
+        match &self.hand {
+            Hand::Member { user_id, .. } | Hand::Token { user_id, .. } => Some(user_id),
+            Hand::Key | Hand::System => None,
+        }
+    }
+
+    /// The same, with the role that the person has now, if it is one that keeps keys.
+    pub(crate) fn with_role(self, now: Role) -> Result<Self, Fault> {
+        if !role_allows(now, Scope::KeysWrite) {
+            return Err(Fault::RoleInsufficient);
+        }
+        let hand = match self.hand {
+            Hand::Member { user_id, .. } => Hand::Member { user_id, role: now },
+            Hand::Token { user_id, .. } => Hand::Token { user_id, role: now },
+            other => other,
+        };
+        Ok(Self { hand, ..self })
+    }
+
     /// Whether it is a key that acts, and not a person.
     pub(crate) fn is_key(&self) -> bool {
         matches!(self.hand, Hand::Key | Hand::System)
@@ -451,6 +482,8 @@ mod tests {
             revoker: Actor::default(),
             superseded_by: None,
             replaces: None,
+            self_rotated: false,
+            given_to: None,
             rotated_at_ms: None,
             first_used_at_ms: None,
             last_used_at_ms: None,
@@ -461,6 +494,20 @@ mod tests {
     fn ending(at_ms: i64) -> ApiKey {
         let key = key(KeyKind::Team);
         ApiKey { terms: Terms { expires_at_ms: Some(at_ms), ..key.terms.clone() }, ..key }
+    }
+
+    #[test]
+    fn a_key_exceeds_another_by_its_own_limit_too() {
+        let limited = |limit: Option<i64>| {
+            let key = key(KeyKind::Team);
+            ApiKey { terms: Terms { requests_per_minute: limit, ..key.terms.clone() }, ..key }
+        };
+        for (mine, callers) in [(None, Some(1)), (Some(2), Some(1)), (Some(i64::MAX), Some(1))] {
+            assert_eq!(limited(mine).must_not_exceed(&limited(callers)), Err(Fault::WiderThanCaller));
+        }
+        for (mine, callers) in [(None, None), (Some(1), None), (Some(1), Some(1)), (Some(1), Some(2))] {
+            assert_eq!(limited(mine).must_not_exceed(&limited(callers)), Ok(()));
+        }
     }
 
     #[test]

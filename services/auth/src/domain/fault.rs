@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use paperkey_proto::{Error, errors::v1::Reason};
 
-use super::{member::MAX_PEOPLE, team::MAX_TEAMS};
+use super::{
+    api_key::MAX_USER_TOKENS,
+    member::{MAX_LETTERS, MAX_PEOPLE},
+    team::MAX_TEAMS,
+};
 
 /// Why the domain refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +22,7 @@ pub(crate) enum Fault {
     NoSuchKey,
     TooManyPairs,
     TooManyKeys,
+    TooManyTokens,
     KeyRevoked,
     KeyExpired,
     KeyRotated,
@@ -34,6 +39,8 @@ pub(crate) enum Fault {
     BadResetToken,
     TooManyTeams,
     TeamIsFull,
+    TooManyLetters { again_in_ms: i64 },
+    InvitedJustNow { again_in_ms: i64 },
     RoleInsufficient,
     OwnersOnly,
     LastOwner,
@@ -59,6 +66,9 @@ impl From<Fault> for Error {
                 .with_message("A product has at most 10 active key pairs; revoke one that is no longer in use"),
             Fault::TooManyKeys => Self::new(Reason::KeyLimitReached)
                 .with_message("A team has at most 10 active keys, live and test together; revoke one"),
+            Fault::TooManyTokens => Self::new(Reason::KeyLimitReached).with_message(format!(
+                "A user has at most {MAX_USER_TOKENS} tokens in a team, old halves of rotated ones included; revoke one"
+            )),
             Fault::KeyRevoked => Self::new(Reason::Conflict).with_message("The key is revoked"),
             Fault::KeyExpired => Self::new(Reason::Conflict).with_message("The key has expired"),
             Fault::KeyRotated => {
@@ -80,8 +90,9 @@ impl From<Fault> for Error {
             Fault::BadCredential | Fault::SessionEnded => Self::unauthenticated(),
             Fault::RotatedMeanwhile => Self::new(Reason::Conflict)
                 .with_message("The system key was rotated by someone else at the same moment; rotate it again"),
-            Fault::TooManyFailures { again_in_ms } => Self::new(Reason::AuthRateLimited)
-                .with_retry_after(Duration::from_millis(u64::try_from(again_in_ms).unwrap_or(0).max(1))),
+            Fault::TooManyFailures { again_in_ms } => {
+                Self::new(Reason::AuthRateLimited).with_retry_after(wait(again_in_ms))
+            }
             Fault::WrongCurrentPassword => Self::field("current_password", "is not the current password"),
             // Used, expired or made up: nobody is told which.
             Fault::BadResetToken => Self::field("token", "is not valid or was used already; ask for a new link"),
@@ -90,6 +101,12 @@ impl From<Fault> for Error {
             Fault::TeamIsFull => Self::new(Reason::Conflict).with_message(format!(
                 "A team has at most {MAX_PEOPLE} members and invitations; remove one that is no longer needed"
             )),
+            Fault::TooManyLetters { again_in_ms } => Self::new(Reason::RateLimited)
+                .with_message(format!("A team sends at most {MAX_LETTERS} invitations a day"))
+                .with_retry_after(wait(again_in_ms)),
+            Fault::InvitedJustNow { again_in_ms } => Self::new(Reason::RateLimited)
+                .with_message("This address was invited a moment ago")
+                .with_retry_after(wait(again_in_ms)),
             Fault::RoleInsufficient => Self::new(Reason::RoleInsufficient),
             Fault::OwnersOnly => {
                 Self::new(Reason::RoleInsufficient).with_message("Only an Owner may make, change or remove an Owner")
@@ -104,4 +121,8 @@ impl From<Fault> for Error {
             Fault::NoSuchInvitation => Self::not_found("invitation"),
         }
     }
+}
+
+fn wait(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or(0).max(1))
 }

@@ -8,6 +8,13 @@ pub(crate) const MAX_PEOPLE: u64 = 100;
 /// How long an invitation is good, in milliseconds.
 pub(crate) const INVITATION_LIFETIME_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
 
+/// How many invitations a team has mailed within [`LETTERS_WINDOW_MS`]; each is a mail to somebody who may not want it.
+pub(crate) const MAX_LETTERS: i64 = 100;
+/// How long they count, from the first of them, in milliseconds.
+pub(crate) const LETTERS_WINDOW_MS: i64 = 24 * 60 * 60 * 1_000;
+/// How long after an invitation the same address is not mailed by the same team again, in milliseconds.
+pub(crate) const LETTERS_APART_MS: i64 = 60 * 1_000;
+
 /// What ids of invitations begin with.
 pub(crate) const INVITATION_PREFIX: &str = "inv";
 
@@ -29,7 +36,7 @@ pub(crate) struct Member {
     pub(crate) expires_at_ms: Option<i64>,
 }
 
-/// Where a page of members ended: members come in the order in which they joined, and then those who are invited.
+/// Where a page of members ended: those who are invited come first, and then the members, both the newest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) invited: bool,

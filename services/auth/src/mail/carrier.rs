@@ -65,15 +65,17 @@ pub(super) async fn round(store: &Store, mail: &Mail, clock: &Clock) -> Result<u
             store.settle_mail(&claimed, again_at_ms).await
         });
     }
+    // All of them, whatever becomes of one: who goes away now would cut conversations off that are under way.
+    let mut failed = None;
     while let Some(outcome) = sending.join_next().await {
-        if let Ok(settled) = outcome {
-            settled?;
-        } else {
-            // The claim runs out, and the mail is tried again.
-            tracing::error!("sending a mail panicked");
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => failed = failed.or(Some(error)),
+            // The claim runs out, and the mail is tried again until it is of no more use.
+            Err(_) => tracing::error!("sending a mail panicked"),
         }
     }
-    Ok(count)
+    failed.map_or(Ok(count), Err)
 }
 
 /// Sends one mail; says when to try again, if that is called for.
@@ -86,6 +88,10 @@ async fn deliver(store: &Store, mail: &Mail, clock: &Clock, claimed: &ClaimedMai
     let mut until_ms = claimed.created_at_ms.saturating_add(PATIENCE_MS);
     if let Some(useless_from_ms) = letter.useless_from_ms() {
         until_ms = until_ms.min(useless_from_ms);
+    }
+    if clock.now_ms() >= until_ms {
+        tracing::warn!(mail = claimed.id, attempts = claimed.attempts, "a mail is of no more use and is given up");
+        return None;
     }
     let outcome = match address(store, letter).await {
         Ok(None) => return None,

@@ -256,6 +256,21 @@ async fn a_mail_is_given_up_after_a_day_and_a_link_when_it_has_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_has_ended_is_not_sent() {
+    let bench = Bench::new().await;
+    let mut server = Server::refusing(&[]).await;
+    bench.leave_a_link().await;
+    bench.hand.advance_ms(30 * 60_000 - 1);
+    let held = bench.store.claim_mails(8, Duration::from_millis(1)).await.unwrap();
+    assert_eq!(held.len(), 1);
+    bench.hand.advance_ms(1);
+    assert_eq!(bench.round(&over(&server)).await, 1);
+    assert!(server.all_taken().is_empty());
+    bench.hand.advance_ms(24 * 60 * 60_000);
+    assert_eq!(bench.round(&over(&server)).await, 0, "it is forgotten");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_process_held_that_died_is_sent_by_another() {
     let bench = Bench::new().await;
     let mut server = Server::refusing(&[]).await;

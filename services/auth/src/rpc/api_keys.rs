@@ -21,6 +21,7 @@ use paperkey_proto::{
     options::v1::Caller as Kind,
     principal::v1::Mode,
 };
+use prost_types::FieldMask;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -60,6 +61,22 @@ const CHANGEABLE: [&str; 10] = [
     "rotate_every_days",
 ];
 
+/// What a creation may name.
+const GIVEN: [&str; 12] = [
+    "team_id",
+    "name",
+    "mode",
+    "type",
+    "scope",
+    "scopes",
+    "kind",
+    "user_id",
+    "expires_at",
+    "allowlist",
+    "requests_per_minute",
+    "rotate_every_days",
+];
+
 /// The handlers.
 #[derive(Debug)]
 pub(crate) struct Handler {
@@ -84,7 +101,8 @@ impl ApiKeyService for Handler {
         &self,
         request: Request<CreateApiKeyRequest>,
     ) -> Result<Response<CreateApiKeyResponse>, Status> {
-        let (caller, store, request) = self.of(request, |request| &request.team_id)?;
+        let (caller, store, mut request) = self.of(request, |request| &request.team_id)?;
+        not_empty(request.field_mask.take(), &request.scopes)?;
         let (kind, mode, terms) = asked_for(&request, &caller, self.clock.now_ms())?;
         let made = store.create_key(kind, mode, terms, doer(&caller), Act::by(&caller, CREATE)).await?;
         let MadeKey { key, token } = made;
@@ -100,6 +118,7 @@ impl ApiKeyService for Handler {
         if caller.principal.mode() != Mode::Live {
             return Err(Error::from(Fault::NotLive).into());
         }
+        not_empty(request.field_mask, &request.scopes)?;
         let mode = defined::<Mode>("type", request.r#type)?;
         if mode == Mode::Unspecified {
             return Err(Error::field("type", "must be one of live, test").into());
@@ -260,7 +279,11 @@ fn asked_for(request: &CreateApiKeyRequest, caller: &Caller, now_ms: i64) -> Res
             return Err(Error::field("kind", "must be one of team, user_token"));
         }
     };
-    let (mode, user_id) = match (kind, defined("mode", request.mode)?) {
+    let (calls, asked) = (caller.tenant()?.mode, defined("mode", request.mode)?);
+    if asked == Mode::Live && calls != Mode::Live {
+        return Err(Error::field("mode", "must be test: a call in test mode touches nothing live"));
+    }
+    let (mode, user_id) = match (kind, asked) {
         (KeyKind::User, Mode::Test) => return Err(Error::field("mode", "must be live for the token of a user")),
         (KeyKind::User, _) => {
             let user_id = request.user_id.clone().unwrap_or_else(|| caller.principal.user_id.clone());
@@ -272,7 +295,7 @@ fn asked_for(request: &CreateApiKeyRequest, caller: &Caller, now_ms: i64) -> Res
         _ if request.user_id.is_some() => {
             return Err(Error::field("user_id", "is only for the token of a user"));
         }
-        (_, Mode::Unspecified) => (caller.tenant()?.mode, None),
+        (_, Mode::Unspecified) => (calls, None),
         (_, mode) => (mode, None),
     };
     let terms = Terms {
@@ -289,13 +312,21 @@ fn asked_for(request: &CreateApiKeyRequest, caller: &Caller, now_ms: i64) -> Res
     Ok((kind, mode, terms))
 }
 
+/// Refuses an empty list of scopes that was sent as such: it must not be taken for the widest one.
+fn not_empty(mask: Option<FieldMask>, scopes: &[String]) -> Result<(), Error> {
+    if Mask::new(mask, &GIVEN)?.names("scopes", false) && scopes.is_empty() {
+        return Err(Error::field("scopes", "must name at least one scope; leave it out for all that the key may hold"));
+    }
+    Ok(())
+}
+
 /// What an update asks for.
 fn changes(request: UpdateApiKeyRequest) -> Result<Changes, Error> {
     let scope = Some(defined("scope", request.scope)?).filter(|scope| *scope != ApiKeyScope::Unspecified);
     let mask = Mask::new(request.update_mask, &CHANGEABLE)?;
     let name = mask.required_change("name", request.name)?;
     let listed = |list: Vec<String>| Some(list).filter(|list| !list.is_empty());
-    let scopes = mask.change("scopes", listed(request.scopes)).map(Option::unwrap_or_default);
+    let scopes = mask.required_change("scopes", listed(request.scopes))?;
     let allowlist = mask.change("allowlist", listed(request.allowlist)).map(Option::unwrap_or_default);
     let expires_at_ms = match mask.change("expires_at", request.expires_at) {
         Some(end) => Some(end_of(end)?),

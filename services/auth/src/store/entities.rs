@@ -46,6 +46,8 @@ pub(super) mod teams {
         pub(crate) expires_at_ms: Option<i64>,
         pub(crate) deleted_at_ms: Option<i64>,
         pub(crate) requests_per_minute: Option<i64>,
+        pub(crate) invited_since_ms: Option<i64>,
+        pub(crate) invited_count: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -126,6 +128,9 @@ pub(super) mod keys {
         pub(crate) rotate_every_days: Option<i64>,
         pub(crate) rotation_due_at_ms: Option<i64>,
         pub(crate) rotation_told_at_ms: Option<i64>,
+        pub(crate) self_rotated: bool,
+        pub(crate) given_to: Option<String>,
+        pub(crate) leak_told_at_ms: Option<i64>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -180,6 +185,7 @@ pub(super) mod product_keys {
         pub(crate) created_at_ms: i64,
         pub(crate) revoked_at_ms: Option<i64>,
         pub(crate) revoked_by: Option<String>,
+        pub(crate) leak_told_at_ms: Option<i64>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -233,6 +239,7 @@ pub(super) mod password_resets {
         pub(crate) user_id: Option<String>,
         pub(crate) created_at_ms: i64,
         pub(crate) expires_at_ms: i64,
+        pub(crate) mailed_at_ms: Option<i64>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

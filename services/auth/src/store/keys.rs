@@ -28,7 +28,10 @@ use super::{
 use crate::domain::{
     Fault,
     allowlist::Allowlist,
-    api_key::{Actor, ApiKey, COUNTED, Changes, Doer, Hand, MAX_ACTIVE_KEYS, Overlap, Terms, Wish},
+    api_key::{
+        Actor, ApiKey, COUNTED, Changes, Doer, Hand, MAX_ACTIVE_KEYS, MAX_ROTATED_TOKENS, MAX_USER_TOKENS, Overlap,
+        Terms, Wish,
+    },
     key::{KeyKind, NewKey, scopes_json, scopes_of},
     team::role_of,
 };
@@ -79,6 +82,8 @@ pub(super) fn key_of(row: keys::Model) -> Option<ApiKey> {
         revoker: Actor { id: row.revoked_by, name: row.revoked_by_name },
         superseded_by: row.superseded_by,
         replaces: row.replaces,
+        self_rotated: row.self_rotated,
+        given_to: row.given_to,
         rotated_at_ms: row.rotated_at_ms,
         first_used_at_ms: row.first_used_at_ms,
         last_used_at_ms: row.last_used_at_ms,
@@ -124,6 +129,9 @@ pub(super) fn key_row(
         rotate_every_days: terms.rotate_every_days,
         rotation_due_at_ms: terms.rotation_due_at_ms(now_ms),
         rotation_told_at_ms: None,
+        self_rotated: false,
+        given_to: None,
+        leak_told_at_ms: None,
     }
 }
 
@@ -151,6 +159,47 @@ pub(super) async fn actor_of(tx: &Tx, doer: &Doer) -> Result<Actor, Failure> {
     Ok(Actor { id: Some(doer.id.clone()), name: Some(name) })
 }
 
+/// The user who is shown what somebody makes. Who acts by a token may be whoever was shown that token.
+async fn receiver(tx: &Tx, doer: &Doer) -> Result<Option<String>, Failure> {
+    Ok(match &doer.hand {
+        Hand::Member { user_id, .. } => Some(user_id.clone()),
+        Hand::Token { .. } => {
+            keys::Entity::find_by_id(doer.id.as_str()).one(tx).await?.and_then(|token| token.given_to)
+        }
+        Hand::Key | Hand::System => None,
+    })
+}
+
+/// Somebody, with the role that they have in the team now, whose row is held: what their credential said may have
+/// been true a moment ago. Keys are nobody's.
+async fn judged(tx: &Tx, team_id: &str, doer: Doer) -> Result<Doer, Failure> {
+    let Some(user_id) = doer.person() else { return Ok(doer) };
+    let (role, _) = membership(tx, team_id, user_id).await?.ok_or(Failure::Fault(Fault::NoSuchTeam))?;
+    Ok(doer.with_role(role)?)
+}
+
+/// Refuses a further token of a user who has so many that have not ended. The team's row is held.
+pub(super) async fn must_have_room_for_a_token(
+    tx: &Tx,
+    team_id: &str,
+    user_id: &str,
+    most: u64,
+    now_ms: i64,
+) -> Result<(), Failure> {
+    let count = keys::Entity::find().filter(tokens_of(team_id, user_id, now_ms)).count(tx).await?;
+    if count < most { Ok(()) } else { Err(Fault::TooManyTokens.into()) }
+}
+
+/// The tokens of a user in a team that have not come to their end, superseded or not.
+pub(super) fn tokens_of(team_id: &str, user_id: &str, now_ms: i64) -> Condition {
+    Condition::all()
+        .add(keys::Column::Kind.eq(KeyKind::User.word()))
+        .add(keys::Column::TeamId.eq(team_id))
+        .add(keys::Column::UserId.eq(user_id))
+        .add(keys::Column::RevokedAtMs.is_null())
+        .add(Condition::any().add(keys::Column::ExpiresAtMs.is_null()).add(keys::Column::ExpiresAtMs.gt(now_ms)))
+}
+
 /// Since when a user is a member of a team, and in which role.
 pub(super) async fn membership(
     connection: &impl ConnectionTrait,
@@ -163,15 +212,21 @@ pub(super) async fn membership(
 
 impl Store {
     /// Puts a new key in the place of `old`, whose row is locked. The old one works on until `old_expires_at_ms`. The
-    /// new one takes over the terms of `like`: what was changed since the first rotation is not lost by a second.
+    /// new one takes over the terms of `like`: what was changed since the first rotation is not lost by a second. Who
+    /// is shown the new token is known where a person asks, and not the key itself.
     pub(super) async fn succeed(
         &self,
         tx: &Tx,
         old: &ApiKey,
         like: &ApiKey,
+        asker: Option<&Doer>,
         old_expires_at_ms: Option<i64>,
         now_ms: i64,
     ) -> Result<MadeKey, Failure> {
+        let given_to = match asker {
+            Some(doer) => receiver(tx, doer).await?,
+            None => old.given_to.clone(),
+        };
         let new = NewKey::generate(new_id("key", self.database.clock()), old.kind, old.mode, like.terms.clone());
         // A user's token is tied to the membership that it was made in, so it is never older than the one before.
         let made_at_ms = now_ms.max(like.created_at_ms);
@@ -180,6 +235,8 @@ impl Store {
         let row = keys::Model {
             replaces: Some(old.id.clone()),
             rotated_at_ms: Some(now_ms),
+            self_rotated: asker.is_none(),
+            given_to,
             ..key_row(&new, hash, old.team_id.as_deref(), old.creator.clone(), made_at_ms)
         };
         let mut put = keys::Entity::update_many()
@@ -244,12 +301,14 @@ impl TenantStore {
             .database
             .write(move |tx| async move {
                 lock_team(&tx, &team_id).await?;
+                let doer = judged(&tx, &team_id, doer).await?;
                 let mut now_ms = store.database.clock().now_ms();
                 if let Some(user_id) = &terms.user_id {
                     let (role, since_ms) = membership(&tx, &team_id, user_id)
                         .await?
                         .ok_or_else(|| Failure::Invalid(Error::field("user_id", "must be a member of the team")))?;
                     doer.may_touch_token_of(user_id, role)?;
+                    must_have_room_for_a_token(&tx, &team_id, user_id, MAX_USER_TOKENS, now_ms).await?;
                     now_ms = now_ms.max(since_ms);
                 }
                 let new = NewKey::generate(new_id("key", store.database.clock()), kind, mode, terms);
@@ -327,6 +386,7 @@ impl TenantStore {
             .write(move |tx| async move {
                 // Keys are counted by their end, among other things.
                 lock_team(&tx, &tenant.team_id).await?;
+                let doer = judged(&tx, &tenant.team_id, doer).await?;
                 let key = own_key(&tx, &tenant, &key_id, store.database.clock().now_ms()).await?;
                 let now_ms = store.database.clock().now_ms();
                 must_be_touchable(&tx, &tenant, &key, &doer).await?;
@@ -368,6 +428,8 @@ impl TenantStore {
             .store
             .database
             .write(move |tx| async move {
+                lock_team(&tx, &tenant.team_id).await?;
+                let doer = judged(&tx, &tenant.team_id, doer).await?;
                 let old = own_key(&tx, &tenant, &key_id, store.database.clock().now_ms()).await?;
                 let now_ms = store.database.clock().now_ms();
                 if doer.is_key() {
@@ -384,8 +446,12 @@ impl TenantStore {
                 if !still_member {
                     return Err(Failure::from(Fault::KeyRevoked));
                 }
+                if let (KeyKind::User, Some(user_id)) = (old.kind, &old.terms.user_id) {
+                    must_have_room_for_a_token(&tx, &tenant.team_id, user_id, MAX_ROTATED_TOKENS, now_ms).await?;
+                }
                 let old_expires_at_ms = Some(old.end_after(overlap, now_ms));
-                let MadeKey { key, token } = store.succeed(&tx, &old, &old, old_expires_at_ms, now_ms).await?;
+                let made = store.succeed(&tx, &old, &old, Some(&doer), old_expires_at_ms, now_ms).await?;
+                let MadeKey { key, token } = made;
                 tx.audit(act.on(vec![old.id, key.id.clone()]));
                 Ok(RotatedKey { key, token, old_expires_at_ms })
             })
@@ -400,6 +466,8 @@ impl TenantStore {
             .store
             .database
             .write(move |tx| async move {
+                lock_team(&tx, &tenant.team_id).await?;
+                let doer = judged(&tx, &tenant.team_id, doer).await?;
                 let key = own_key(&tx, &tenant, &key_id, store.database.clock().now_ms()).await?;
                 let now_ms = store.database.clock().now_ms();
                 must_be_touchable(&tx, &tenant, &key, &doer).await?;
@@ -443,7 +511,8 @@ impl Store {
             }
         }
         let creator = actor_of(tx, doer).await?;
-        let row = key_row(&new, self.hash(&new.token), Some(team_id), creator, now_ms);
+        let given_to = receiver(tx, doer).await?;
+        let row = keys::Model { given_to, ..key_row(&new, self.hash(&new.token), Some(team_id), creator, now_ms) };
         let key = insert_key(tx, row).await?;
         self.tell(tx, CREATED, &key, &key.event_data());
         tx.audit(act.on(vec![key.id.clone()]));
@@ -452,7 +521,7 @@ impl Store {
 }
 
 /// Keeps others from making keys of a team until the transaction ends. A deleted team is not there.
-async fn lock_team(tx: &Tx, team_id: &str) -> Result<(), Failure> {
+pub(super) async fn lock_team(tx: &Tx, team_id: &str) -> Result<(), Failure> {
     let locked = teams::Entity::update_many()
         .col_expr(teams::Column::Tier, Expr::col(teams::Column::Tier))
         .filter(teams::Column::Id.eq(team_id))

@@ -14,7 +14,7 @@ use paperkey_kit::{
 use paperkey_proto::Error;
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, PaginatorTrait as _, QueryFilter as _,
-    Statement, entity::prelude::Expr, sea_query::ExprTrait as _,
+    QuerySelect as _, Statement, entity::prelude::Expr, sea_query::ExprTrait as _,
 };
 use tokio::sync::Notify;
 
@@ -139,26 +139,34 @@ impl Store {
     }
 
     /// Where the link of a forgotten password is to be sent: nowhere where the address has no account, or was sent
-    /// several lately.
+    /// several lately. The request is marked as mailed then, and only marked ones count: whoever asks in the name of
+    /// another cannot keep the links from them for longer than that. The same is done where there is no account.
     pub(crate) async fn reset_address(&self, reset_id: String) -> Result<Option<String>, DbError> {
+        let now_ms = self.database.clock().now_ms();
         self.database
-            .snapshot(move |reader| async move {
-                let Some(reset) = password_resets::Entity::find_by_id(reset_id).one(&reader).await? else {
+            .write(move |tx| async move {
+                let Some(reset) = password_resets::Entity::find_by_id(reset_id.as_str()).one(&tx).await? else {
                     return Ok(None);
                 };
-                let Some(user_id) = reset.user_id else { return Ok(None) };
-                let since_ms = reset.created_at_ms.saturating_sub(RESETS_WINDOW_MS);
-                // Those of one millisecond are ordered by chance, but the same by everyone.
-                let before = password_resets::Entity::find()
+                let user_id = reset.user_id.unwrap_or_default();
+                // Held, so that of many letters to one account each sees those before it.
+                let user = users::Entity::find_by_id(user_id.as_str()).lock_exclusive().one(&tx).await?;
+                let lately = password_resets::Entity::find()
                     .filter(password_resets::Column::UserId.eq(user_id.as_str()))
-                    .filter(password_resets::Column::CreatedAtMs.gt(since_ms))
-                    .filter(password_resets::Column::Id.lt(reset.id))
-                    .count(&reader)
+                    .filter(password_resets::Column::MailedAtMs.gt(now_ms.saturating_sub(RESETS_WINDOW_MS)))
+                    .filter(password_resets::Column::Id.ne(reset_id.as_str()))
+                    .count(&tx)
                     .await?;
-                if before >= MAX_RESET_MAILS {
-                    return Ok(None);
+                let mut mark = password_resets::Entity::update_many()
+                    .col_expr(password_resets::Column::MailedAtMs, Expr::value(now_ms))
+                    .filter(password_resets::Column::Id.eq(reset_id.as_str()))
+                    .filter(password_resets::Column::UserId.is_not_null());
+                if lately >= MAX_RESET_MAILS {
+                    // One that is tried again has its place.
+                    mark = mark.filter(password_resets::Column::MailedAtMs.is_not_null());
                 }
-                Ok::<_, DbError>(users::Entity::find_by_id(user_id).one(&reader).await?.map(|user| user.email))
+                let marked = mark.exec(&tx).await?.rows_affected > 0;
+                Ok::<_, DbError>(user.filter(|_| marked).map(|user| user.email))
             })
             .await
     }

@@ -19,15 +19,18 @@ use serde_json::json;
 
 use super::{
     Act, Failure, Store, announce,
-    entities::{invitations, keys, memberships, users},
+    entities::{invitations, keys, memberships, teams, users},
+    keys::tokens_of,
     teams::{lock_team, must_have_room_for_a_team, take_team},
 };
 use crate::domain::{
     Fault,
     account::Email,
-    key::KeyKind,
     letter::{Letter, Link},
-    member::{INVITATION_LIFETIME_MS, INVITATION_PREFIX, MAX_PEOPLE, Member, Place, is_invitation},
+    member::{
+        INVITATION_LIFETIME_MS, INVITATION_PREFIX, LETTERS_APART_MS, LETTERS_WINDOW_MS, MAX_LETTERS, MAX_PEOPLE,
+        Member, Place, is_invitation,
+    },
     team::{MemberTeam, may_touch, role_of, role_word},
 };
 
@@ -53,7 +56,8 @@ pub(crate) struct Actor {
 }
 
 impl Store {
-    /// Members and those who are invited, after a place in the list, read one row too long.
+    /// Those who are invited, and then the members, both the newest first, after a place in the list, read one row too
+    /// long.
     pub(crate) async fn members(&self, team_id: String, size: u64, after: Option<Place>) -> Result<Vec<Member>, Error> {
         let now_ms = self.database.clock().now_ms();
         let limit = size.saturating_add(1);
@@ -61,35 +65,35 @@ impl Store {
             .database
             .snapshot(move |reader| async move {
                 let mut listed = Vec::new();
-                if !after.as_ref().is_some_and(|place| place.invited) {
-                    let mut query =
-                        memberships::Entity::find().filter(memberships::Column::TeamId.eq(team_id.as_str()));
+                if after.as_ref().is_none_or(|place| place.invited) {
+                    let mut query = invitations::Entity::find().filter(open_in(&team_id, now_ms));
                     if let Some(place) = &after {
-                        query =
-                            query.filter(later(memberships::Column::CreatedAtMs, memberships::Column::UserId, place));
+                        query = query.filter(earlier(invitations::Column::CreatedAtMs, invitations::Column::Id, place));
                     }
                     let rows = query
-                        .find_also_related(users::Entity)
-                        .order_by_asc(memberships::Column::CreatedAtMs)
-                        .order_by_asc(memberships::Column::UserId)
+                        .order_by_desc(invitations::Column::CreatedAtMs)
+                        .order_by_desc(invitations::Column::Id)
                         .limit(limit)
                         .all(&reader)
                         .await?;
-                    listed.extend(rows.into_iter().filter_map(|(membership, user)| Some(member(&membership, user?))));
+                    listed.extend(rows.into_iter().map(invited));
                 }
                 let room = limit.saturating_sub(u64::try_from(listed.len()).unwrap_or(limit));
                 if room > 0 {
-                    let mut query = invitations::Entity::find().filter(open_in(&team_id, now_ms));
-                    if let Some(place) = after.filter(|place| place.invited) {
-                        query = query.filter(later(invitations::Column::CreatedAtMs, invitations::Column::Id, &place));
+                    let mut query =
+                        memberships::Entity::find().filter(memberships::Column::TeamId.eq(team_id.as_str()));
+                    if let Some(place) = after.filter(|place| !place.invited) {
+                        let (time, id) = (memberships::Column::CreatedAtMs, memberships::Column::UserId);
+                        query = query.filter(earlier(time, id, &place));
                     }
                     let rows = query
-                        .order_by_asc(invitations::Column::CreatedAtMs)
-                        .order_by_asc(invitations::Column::Id)
+                        .find_also_related(users::Entity)
+                        .order_by_desc(memberships::Column::CreatedAtMs)
+                        .order_by_desc(memberships::Column::UserId)
                         .limit(room)
                         .all(&reader)
                         .await?;
-                    listed.extend(rows.into_iter().map(invited));
+                    listed.extend(rows.into_iter().filter_map(|(membership, user)| Some(member(&membership, user?))));
                 }
                 Ok::<_, Failure>(listed)
             })
@@ -97,7 +101,8 @@ impl Store {
         Ok(listed)
     }
 
-    /// Invites somebody, and leaves them a letter. An address that was invited before gets a new link and role.
+    /// Invites somebody, and leaves them a letter. An address that was invited before gets a new link and role. A team
+    /// mails neither many people a day nor one again and again: they never asked for it.
     pub(crate) async fn invite(
         &self,
         team_id: String,
@@ -131,9 +136,17 @@ impl Store {
                     .one(&tx)
                     .await?;
                 match earlier {
-                    Some(earlier) => may_touch(own, &[role_of(&earlier.role)])?,
+                    Some(earlier) => {
+                        may_touch(own, &[role_of(&earlier.role)])?;
+                        let again_in_ms = earlier.created_at_ms.saturating_add(LETTERS_APART_MS).saturating_sub(now_ms);
+                        if again_in_ms > 0 {
+                            return Err(Failure::from(Fault::InvitedJustNow { again_in_ms }));
+                        }
+                    }
                     None => must_have_room(&tx, &team_id, now_ms).await?,
                 }
+                let team = take_team(&tx, &team_id).await?.ok_or(Failure::Fault(Fault::NoSuchTeam))?;
+                count_letter(&tx, &team, now_ms).await?;
                 let row = invitations::ActiveModel {
                     id: Set(new_id),
                     team_id: Set(team_id.clone()),
@@ -146,7 +159,6 @@ impl Store {
                     expires_at_ms: Set(expires_at_ms),
                 };
                 let row = invitations::Entity::insert(row).on_conflict(replacing()).exec_with_returning(&tx).await?;
-                let team = take_team(&tx, &team_id).await?.ok_or(Failure::Fault(Fault::NoSuchTeam))?;
                 let inviter = users::Entity::find_by_id(actor.user_id).one(&tx).await?;
                 let letter = Letter::Invitation {
                     to: email.shown,
@@ -193,8 +205,16 @@ impl Store {
                         .filter(of(&team_id, &user_id))
                         .exec(&tx)
                         .await?;
+                    let mut touched = vec![team_id.clone(), user_id.clone()];
+                    if role == Role::Owner {
+                        // Whoever else was shown a token of theirs may be no Owner.
+                        let of_others = Condition::any()
+                            .add(keys::Column::GivenTo.is_null())
+                            .add(keys::Column::GivenTo.ne(user_id.as_str()));
+                        touched.extend(this.end_tokens(&tx, &team_id, &user_id, of_others, &actor).await?);
+                    }
                     announce(&tx, &this.epochs, format!("user:{user_id}"));
-                    tx.audit(act.on(vec![team_id, user_id.clone()]));
+                    tx.audit(act.on(touched));
                 }
                 let user = users::Entity::find_by_id(user_id).one(&tx).await?;
                 let user = user.ok_or(Failure::Fault(Fault::NoSuchMember))?;
@@ -246,7 +266,8 @@ impl Store {
         Ok(())
     }
 
-    /// Ends a membership, and the tokens that the person has in that team. What the team has, stays.
+    /// Ends a membership, and the tokens that the person has in that team, of which there are few. What the team has,
+    /// stays.
     async fn end_membership(
         &self,
         tx: &Tx,
@@ -259,25 +280,40 @@ impl Store {
             must_not_be_the_last_owner(tx, team_id).await?;
         }
         memberships::Entity::delete_many().filter(of(team_id, user_id)).exec(tx).await?;
-        let ended = keys::Entity::update_many()
-            .col_expr(keys::Column::RevokedAtMs, Expr::value(self.database.clock().now_ms()))
-            .col_expr(keys::Column::RevokedBy, Expr::value(actor.user_id.as_str()))
-            .col_expr(keys::Column::RevokedByName, Expr::value(actor.name.as_str()))
-            .filter(keys::Column::Kind.eq(KeyKind::User.word()))
-            .filter(keys::Column::TeamId.eq(team_id))
-            .filter(keys::Column::UserId.eq(user_id))
-            .filter(keys::Column::RevokedAtMs.is_null())
-            .exec_with_returning(tx)
-            .await?;
         let mut touched = vec![team_id.to_owned(), user_id.to_owned()];
-        for key in ended {
-            announce(tx, &self.epochs, format!("key:{}", key.id));
-            self.tell_of_revocation(tx, team_id, &key);
-            touched.push(key.id);
-        }
+        touched.extend(self.end_tokens(tx, team_id, user_id, Condition::all(), actor).await?);
         announce(tx, &self.epochs, format!("user:{user_id}"));
         tx.audit(act.on(touched));
         Ok(())
+    }
+
+    /// Revokes those of a user's tokens in a team, whose row is held, that have not ended and are such. Says which.
+    async fn end_tokens(
+        &self,
+        tx: &Tx,
+        team_id: &str,
+        user_id: &str,
+        such: Condition,
+        actor: &Actor,
+    ) -> Result<Vec<String>, Failure> {
+        let now_ms = self.database.clock().now_ms();
+        let by = users::Entity::find_by_id(actor.user_id.as_str()).one(tx).await?;
+        let by_name = by.map_or_else(|| actor.name.clone(), |user| user.name.unwrap_or(user.email));
+        let ended = keys::Entity::update_many()
+            .col_expr(keys::Column::RevokedAtMs, Expr::value(now_ms))
+            .col_expr(keys::Column::RevokedBy, Expr::value(actor.user_id.as_str()))
+            .col_expr(keys::Column::RevokedByName, Expr::value(by_name))
+            .filter(tokens_of(team_id, user_id, now_ms))
+            .filter(such)
+            .exec_with_returning(tx)
+            .await?;
+        let mut ids = Vec::with_capacity(ended.len());
+        for key in ended {
+            announce(tx, &self.epochs, format!("key:{}", key.id));
+            self.tell_of_revocation(tx, team_id, &key);
+            ids.push(key.id);
+        }
+        Ok(ids)
     }
 
     fn tell_of_revocation(&self, tx: &Tx, team_id: &str, key: &keys::Model) {
@@ -339,6 +375,25 @@ impl Store {
     }
 }
 
+/// Counts a letter of a team, whose row is held; refuses it where there were many lately.
+async fn count_letter(tx: &Tx, team: &teams::Model, now_ms: i64) -> Result<(), Failure> {
+    let ends_ms = |since_ms: i64| since_ms.saturating_add(LETTERS_WINDOW_MS);
+    let (since_ms, count) = match team.invited_since_ms {
+        Some(since_ms) if ends_ms(since_ms) > now_ms => (since_ms, team.invited_count),
+        _ => (now_ms, 0),
+    };
+    if count >= MAX_LETTERS {
+        return Err(Failure::from(Fault::TooManyLetters { again_in_ms: ends_ms(since_ms).saturating_sub(now_ms) }));
+    }
+    teams::Entity::update_many()
+        .col_expr(teams::Column::InvitedSinceMs, Expr::value(since_ms))
+        .col_expr(teams::Column::InvitedCount, Expr::value(count.saturating_add(1)))
+        .filter(teams::Column::Id.eq(team.id.as_str()))
+        .exec(tx)
+        .await?;
+    Ok(())
+}
+
 /// What an invitation of the same address becomes.
 fn replacing() -> OnConflict {
     use invitations::Column as C;
@@ -378,11 +433,11 @@ fn open_in(team_id: &str, now_ms: i64) -> Condition {
     Condition::all().add(invitations::Column::TeamId.eq(team_id)).add(invitations::Column::ExpiresAtMs.gt(now_ms))
 }
 
-/// Rows after a place, by time and id.
-fn later<C: sea_orm::ColumnTrait>(time: C, id: C, place: &Place) -> Condition {
+/// Rows after a place, where the newest come first: those before it by time and id.
+fn earlier<C: sea_orm::ColumnTrait>(time: C, id: C, place: &Place) -> Condition {
     Condition::any()
-        .add(time.gt(place.since_ms))
-        .add(Condition::all().add(time.eq(place.since_ms)).add(id.gt(place.id.as_str())))
+        .add(time.lt(place.since_ms))
+        .add(Condition::all().add(time.eq(place.since_ms)).add(id.lt(place.id.as_str())))
 }
 
 async fn membership(

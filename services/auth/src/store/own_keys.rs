@@ -19,11 +19,13 @@ use serde_json::json;
 use super::{
     Act, Failure, Store, announce,
     entities::{keys, product_keys, teams},
-    keys::{MadeKey, RotatedKey, insert_key, key_of, key_row, locked_key, membership},
+    keys::{
+        MadeKey, RotatedKey, insert_key, key_of, key_row, lock_team, locked_key, membership, must_have_room_for_a_token,
+    },
 };
 use crate::domain::{
     Fault,
-    api_key::{Actor, ApiKey, Overlap, TEST_KEY_LIFETIME_MS},
+    api_key::{Actor, ApiKey, MAX_ROTATED_TOKENS, Overlap, TEST_KEY_LIFETIME_MS},
     key::{KeyKind, NewKey},
     team::Tier,
 };
@@ -33,6 +35,9 @@ const SANDBOX: &str = "Sandbox";
 
 /// Told to a team that wants to be told of leaked keys rather than to have them revoked.
 const ALERT: &str = "alert.created";
+
+/// How often a team is told of one key, at most.
+const TOLD_EVERY_MS: i64 = 60 * 60 * 1_000;
 
 /// By whom a reported key is revoked, where people look.
 const REPORTED: &str = "Reported as leaked";
@@ -71,6 +76,8 @@ impl Store {
                     expires_at_ms: Some(now_ms.saturating_add(TEST_KEY_LIFETIME_MS)),
                     deleted_at_ms: None,
                     requests_per_minute: None,
+                    invited_since_ms: None,
+                    invited_count: 0,
                 };
                 teams::Entity::insert(teams::ActiveModel::from(team).reset_all()).exec_without_returning(&tx).await?;
                 let made = insert_key(&tx, key_row(&key, hash, Some(&team_id), Actor::default(), now_ms)).await?;
@@ -102,23 +109,36 @@ impl Store {
         })
     }
 
-    /// Rotates the key that calls. Where that was done and the new one was never used, the new one is replaced: its
-    /// token may have been lost on the way. The end of the old one stays as it is then.
+    /// Rotates the key that calls. Where it has done that before and the new one was never used, the new one is
+    /// replaced: its token may have been lost on the way. The end of the old one stays as it is then. What a person
+    /// has put in its place stays: the old token may be in the wrong hands.
     pub(crate) async fn rotate_own_key(&self, key_id: String, overlap: Overlap, act: Act) -> Result<RotatedKey, Error> {
         let store = self.clone();
         let rotated = self
             .database
             .write(move |tx| async move {
+                let whose = keys::Entity::find_by_id(key_id.as_str()).one(&tx).await?;
+                let whose = whose.and_then(key_of).ok_or(Fault::BadCredential)?;
+                let user = match (&whose.team_id, &whose.terms.user_id) {
+                    (Some(team_id), Some(user_id)) if whose.kind == KeyKind::User => Some((team_id, user_id)),
+                    _ => None,
+                };
+                if let Some((team_id, _)) = user {
+                    lock_team(&tx, team_id).await?;
+                }
                 let old = locked_key(&tx, &key_id).await?.ok_or(Fault::BadCredential)?;
                 let now_ms = store.database.clock().now_ms();
                 if !old.is_good(now_ms) || !is_held_by_member(&tx, &old).await? {
                     return Err(Failure::from(Fault::BadCredential));
                 }
+                if let Some((team_id, user_id)) = user {
+                    must_have_room_for_a_token(&tx, team_id, user_id, MAX_ROTATED_TOKENS, now_ms).await?;
+                }
                 let mut touched = vec![old.id.clone()];
                 let (made, old_expires_at_ms) = match &old.superseded_by {
                     None => {
                         let end_ms = Some(old.end_after(overlap, now_ms));
-                        (store.succeed(&tx, &old, &old, end_ms, now_ms).await?, end_ms)
+                        (store.succeed(&tx, &old, &old, None, end_ms, now_ms).await?, end_ms)
                     }
                     Some(successor) => {
                         let lost = locked_key(&tx, successor).await?.filter(is_unclaimed);
@@ -127,7 +147,7 @@ impl Store {
                         store.end(&tx, &lost, &revoker, now_ms).await?;
                         let end_ms = old.terms.expires_at_ms;
                         touched.push(lost.id.clone());
-                        (store.succeed(&tx, &old, &lost, end_ms, now_ms).await?, end_ms)
+                        (store.succeed(&tx, &old, &lost, None, end_ms, now_ms).await?, end_ms)
                     }
                 };
                 let MadeKey { key, token } = made;
@@ -168,13 +188,23 @@ impl Store {
     async fn key_leaked(&self, tx: &Tx, hashes: Vec<Vec<u8>>, act: &Act) -> Result<(), Failure> {
         let row = keys::Entity::find().filter(keys::Column::TokenHash.is_in(hashes)).lock_exclusive().one(tx).await?;
         let now_ms = self.database.clock().now_ms();
+        let told_at_ms = row.as_ref().and_then(|row| row.leak_told_at_ms);
         let still_open =
             |key: &ApiKey| key.revoked_at_ms.is_none() && key.terms.expires_at_ms.is_none_or(|at_ms| at_ms > now_ms);
         let Some(key) = row.and_then(key_of).filter(still_open) else { return Ok(()) };
         if let Some(team_id) = &key.team_id
             && self.wants_alert(tx, team_id).await?
         {
+            if was_told(told_at_ms, now_ms) {
+                return Ok(());
+            }
+            keys::Entity::update_many()
+                .col_expr(keys::Column::LeakToldAtMs, Expr::value(now_ms))
+                .filter(keys::Column::Id.eq(key.id.as_str()))
+                .exec(tx)
+                .await?;
             self.tell(tx, ALERT, &key, &leaked(&key.id, &key.shown_prefix));
+            tx.audit(act.on(vec![key.id]));
             return Ok(());
         }
         let revoker = Actor { id: None, name: Some(REPORTED.to_owned()) };
@@ -191,13 +221,23 @@ impl Store {
             .one(tx)
             .await?;
         let Some(pair) = pair else { return Ok(()) };
+        let now_ms = self.database.clock().now_ms();
         if self.wants_alert(tx, &pair.team_id).await? {
+            if was_told(pair.leak_told_at_ms, now_ms) {
+                return Ok(());
+            }
+            product_keys::Entity::update_many()
+                .col_expr(product_keys::Column::LeakToldAtMs, Expr::value(now_ms))
+                .filter(product_keys::Column::Id.eq(pair.id.as_str()))
+                .exec(tx)
+                .await?;
             let tenant = Tenant { team_id: pair.team_id, mode: mode_of(&pair.mode).unwrap_or(Mode::Live) };
             self.outbox.emit(tx, &["webhook"], ALERT, &tenant, "", &leaked(&pair.id, &pair.secret_prefix));
+            tx.audit(act.on(vec![pair.product_id, pair.id]));
             return Ok(());
         }
         product_keys::Entity::update_many()
-            .col_expr(product_keys::Column::RevokedAtMs, Expr::value(self.database.clock().now_ms()))
+            .col_expr(product_keys::Column::RevokedAtMs, Expr::value(now_ms))
             .filter(product_keys::Column::Id.eq(pair.id.as_str()))
             .filter(product_keys::Column::RevokedAtMs.is_null())
             .exec(tx)
@@ -217,9 +257,15 @@ fn leaked(key_id: &str, prefix: &str) -> serde_json::Value {
     json!({"cause": "key_leaked", "keyId": key_id, "prefix": prefix})
 }
 
-/// Whether nobody has anything to lose by its end: it was never used, and not replaced or revoked by anybody.
+/// Whether a team was told of a key lately: whoever reports one again and again is heard once an hour.
+fn was_told(told_at_ms: Option<i64>, now_ms: i64) -> bool {
+    told_at_ms.is_some_and(|at_ms| at_ms > now_ms.saturating_sub(TOLD_EVERY_MS))
+}
+
+/// Whether nobody has anything to lose by its end: no person asked for it, and it was never used, and not replaced or
+/// revoked by anybody.
 fn is_unclaimed(key: &ApiKey) -> bool {
-    key.first_used_at_ms.is_none() && key.revoked_at_ms.is_none() && key.superseded_by.is_none()
+    key.self_rotated && key.first_used_at_ms.is_none() && key.revoked_at_ms.is_none() && key.superseded_by.is_none()
 }
 
 /// Whether the user of a token is still a member of its team. Other keys depend on nobody.

@@ -103,6 +103,7 @@ impl TenantStore {
                     created_at_ms: now_ms,
                     revoked_at_ms: None,
                     revoked_by: None,
+                    leak_told_at_ms: None,
                 };
                 let model = product_keys::ActiveModel::from(row.clone());
                 product_keys::Entity::insert(model.reset_all()).exec_without_returning(&tx).await?;

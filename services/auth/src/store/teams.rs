@@ -2,6 +2,8 @@
 //!
 //! A team's row is the lock under which it is decided who is in it.
 
+use std::sync::Arc;
+
 use paperkey_kit::{db::Tx, events::TEAM_DELETED, principal::Tenant};
 use paperkey_proto::{
     Error,
@@ -9,7 +11,7 @@ use paperkey_proto::{
 };
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait, EntityTrait as _, PaginatorTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, entity::prelude::Expr,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, Statement, entity::prelude::Expr,
 };
 use serde_json::json;
 
@@ -30,6 +32,13 @@ use crate::{
     },
 };
 
+/// How many rows of a deleted team one transaction removes.
+const AT_A_TIME: u64 = 500;
+
+/// What a team may have many of, and by what each is named.
+const MANY: [(&str, &str); 4] =
+    [("invitations", "id"), ("keys", "id"), ("product_keys", "id"), ("product_registry", "product_id")];
+
 impl Store {
     /// Makes a team, of which the account becomes Owner.
     pub(crate) async fn create_team(
@@ -40,11 +49,14 @@ impl Store {
         act: Act,
     ) -> Result<TeamDetails, Error> {
         let now_ms = self.database.clock().now_ms();
+        let epochs = Arc::clone(&self.epochs);
         let made = self
             .database
             .write(move |tx| async move {
                 must_have_room_for_a_team(&tx, &user_id).await?;
                 insert_team(&tx, &team_id, &name, &user_id, now_ms).await?;
+                // Who had no team was somebody without one until now.
+                announce(&tx, &epochs, format!("user:{user_id}"));
                 tx.audit(act.on(vec![team_id.clone()]));
                 Ok::<_, Failure>(TeamDetails {
                     team: MemberTeam { id: team_id, name, role: Role::Owner, tier: Tier::Free.word().to_owned() },
@@ -164,8 +176,13 @@ impl Store {
         Ok(())
     }
 
-    /// Tells once more that a team is deleted, and removes all that is kept of it here. Of several processes one does.
+    /// Tells once more that a team is deleted, and removes all that is kept of it here: what there may be much of in
+    /// steps, the team itself last, so that whatever comes between is made good by the next look. Of several processes
+    /// one does.
     pub(crate) async fn remove_team(&self, team_id: String) -> Result<bool, Error> {
+        for (table, id) in MANY {
+            while self.remove_some(&team_id, table, id).await? {}
+        }
         let this = self.clone();
         let ready = self.may_be_removed();
         let removed = self
@@ -197,6 +214,30 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Removes some rows of a team that may be removed. Says whether there may be more.
+    async fn remove_some(&self, team_id: &str, table: &'static str, id: &'static str) -> Result<bool, Error> {
+        let team_id = team_id.to_owned();
+        let ready = self.may_be_removed();
+        let more = self
+            .database
+            .write(move |tx| async move {
+                // Its row is held, so that no two processes remove the same and wait for each other.
+                let team = teams::Entity::find_by_id(team_id.as_str()).filter(ready).lock_exclusive().one(&tx).await?;
+                if team.is_none() {
+                    return Ok::<_, Failure>(false);
+                }
+                let sql = format!(
+                    "DELETE FROM {table} WHERE {id} IN (SELECT {id} FROM {table} WHERE team_id = $1 LIMIT {AT_A_TIME})"
+                );
+                let statement = Statement::from_sql_and_values(tx.get_database_backend(), sql, [team_id.into()]);
+                Ok(tx.execute_raw(statement).await?.rows_affected() >= AT_A_TIME)
+            })
+            .await?;
+        Ok(more)
+    }
+}
+
 fn living(team_id: &str) -> Condition {
     Condition::all().add(teams::Column::Id.eq(team_id)).add(teams::Column::DeletedAtMs.is_null())
 }
@@ -219,6 +260,8 @@ pub(super) async fn insert_team(
         expires_at_ms: Set(None),
         deleted_at_ms: Set(None),
         requests_per_minute: Set(None),
+        invited_since_ms: Set(None),
+        invited_count: Set(0),
     };
     teams::Entity::insert(team).exec_without_returning(tx).await?;
     let membership = memberships::ActiveModel {

@@ -346,6 +346,31 @@ async fn a_mailed_link_is_good_for_thirty_minutes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_in_the_name_of_another_keeps_no_link_from_them() {
+    by_hand(|app, hand| async move {
+        let ada = Person::new(&app, "ada@example.com").await;
+        let mut mailed = Vec::new();
+        for _ in 0..4 {
+            let mut in_the_hour = 0;
+            for _ in 0..20 {
+                forgot(&app, &ada.email).await;
+                in_the_hour += app.mails().await.len();
+                hand.advance_ms(3 * 60_000);
+            }
+            mailed.push(in_the_hour);
+        }
+        assert_eq!(mailed, [5; 4], "those that were not mailed do not count");
+        // All at once as well.
+        hand.advance_ms(60 * 60_000);
+        for _ in 0..20 {
+            forgot(&app, &ada.email).await;
+        }
+        assert_eq!(app.mails().await.len(), 5);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_answers_to_a_throttled_login_are_alike() {
     by_hand(|app, _hand| async move {
         Person::new(&app, "ada@example.com").await;

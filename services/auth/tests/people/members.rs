@@ -1,16 +1,20 @@
 //! Who is in a team, and who is invited.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use paperkey_kit::{db::Database, store_suite};
 use paperkey_proto::{
-    auth::v1::{MemberStatus, UpdateMemberRequest},
+    Error,
+    auth::v1::{
+        ApiKeyKind, CreateApiKeyRequest, CreateMemberResponse, MemberStatus, RotateApiKeyRequest,
+        RotateCurrentApiKeyRequest, UpdateMemberRequest, api_key_service_client::ApiKeyServiceClient,
+    },
     errors::v1::Reason,
     principal::v1::{Principal, Role},
 };
 
-use super::{DAY_MS, Person, at_once, by_hand, count, meddle, ticket};
-use crate::common::{App, answer, reason, refusal};
+use super::{Acting, DAY_MS, Person, at_once, by_hand, count, meddle, ticket};
+use crate::common::{App, Signed, answer, reason, refusal};
 
 store_suite! {
     paperkey_migrations::auth::Migrator;
@@ -29,11 +33,42 @@ store_suite! {
     of_two_owners_who_remove_each_other_one_stays,
     a_role_that_changes_is_announced,
     the_tokens_of_a_person_end_with_the_membership,
+    nobody_holds_the_token_of_one_who_becomes_owner,
     what_is_done_to_people_stands_in_the_audit_log,
     strange_roles_emails_and_pages_are_refused_politely,
 }
 
 const NO_INVITATION: (Reason, &str) = (Reason::NotFound, "No such invitation");
+
+impl Acting {
+    fn keys(&self) -> ApiKeyServiceClient<Signed> {
+        ApiKeyServiceClient::new(self.app.signed(Some(&self.principal)))
+    }
+
+    /// The id of a new token of somebody, and the token.
+    async fn token_for(&self, user: &Person) -> (String, String) {
+        let request = CreateApiKeyRequest {
+            name: "Laptop".to_owned(),
+            kind: ApiKeyKind::UserToken.into(),
+            user_id: Some(user.user_id.clone()),
+            ..CreateApiKeyRequest::default()
+        };
+        let made = answer(self.keys().create_api_key(request).await).unwrap();
+        (made.api_key.unwrap().id, made.key)
+    }
+
+    async fn rotated(&self, id: &str) -> (String, String) {
+        let request = RotateApiKeyRequest { key_id: id.to_owned(), ..RotateApiKeyRequest::default() };
+        let made = answer(self.keys().rotate_api_key(request).await).unwrap();
+        (made.api_key.unwrap().id, made.key)
+    }
+
+    async fn rotated_by_itself(&self) -> (String, String) {
+        let request = RotateCurrentApiKeyRequest::default();
+        let made = answer(self.keys().rotate_current_api_key(request).await).unwrap();
+        (made.api_key.unwrap().id, made.key)
+    }
+}
 
 async fn pair(database: Database) -> (Arc<App>, Person, Person) {
     let app = Arc::new(App::new(database));
@@ -75,8 +110,8 @@ async fn an_invitation_is_mailed_and_accepted(database: Database) {
     assert_eq!(
         seen,
         [
-            ("ada@example.com", Role::Owner, MemberStatus::Active),
-            ("Bob@Example.com", Role::Manager, MemberStatus::Active)
+            ("Bob@Example.com", Role::Manager, MemberStatus::Active),
+            ("ada@example.com", Role::Owner, MemberStatus::Active)
         ]
     );
     assert_eq!(bob.role_in(&ada.team_id).await, Role::Manager);
@@ -122,6 +157,7 @@ async fn inviting_again_replaces_link_and_role(database: Database) {
     let (app, ada, bob) = pair(database).await;
     let by_ada = ada.home().await;
     let first = by_ada.invite("bob@example.com", Role::Member).await.unwrap();
+    meddle(&app, "UPDATE invitations SET created_at_ms = created_at_ms - 60000", Vec::new()).await;
     let second = by_ada.invite("BOB@example.com", Role::Admin).await.unwrap();
     assert_eq!(by_ada.members().await.unwrap().len(), 2);
     assert_eq!(reason(bob.home().await.accept(&ticket(&first)).await), Reason::NotFound);
@@ -220,6 +256,11 @@ async fn a_page_of_people_goes_on_where_the_last_one_ended(database: Database) {
     let by_ada = ada.home().await;
     let whole: Vec<_> = by_ada.members().await.unwrap().into_iter().map(|member| member.id).collect();
     assert_eq!(whole.len(), 9);
+    let mut newest_first = whole.clone();
+    newest_first[..4].sort_by(|a, b| b.cmp(a));
+    newest_first[4..].sort_by(|a, b| b.cmp(a));
+    assert_eq!(whole, newest_first);
+    assert!(whole[..4].iter().all(|id| id.starts_with("inv_")), "those who are invited come first: {whole:?}");
     for size in 1..=10 {
         let (mut seen, mut token) = (Vec::new(), String::new());
         loop {
@@ -367,6 +408,16 @@ async fn the_tokens_of_a_person_end_with_the_membership(database: Database) {
         )
         .await;
     }
+    // One that has expired ended before.
+    meddle(
+        &app,
+        "INSERT INTO keys (id, kind, team_id, mode, user_id, name, token_hash, shown_prefix, scopes, read_only, enabled, \
+         created_at_ms, expires_at_ms) \
+         VALUES ('key_5', 'user', $1, 'live', $2, 'CI', $3, 'po_ut_x', '[]', FALSE, TRUE, 1, 2)",
+        vec![ada.team_id.as_str().into(), bob.user_id.as_str().into(), b"key_5".to_vec().into()],
+    )
+    .await;
+    meddle(&app, "UPDATE users SET name = 'Ada L.' WHERE id = $1", vec![ada.user_id.as_str().into()]).await;
     let remembered = app.remember(&bob.at(&ada.team_id).await.principal);
     let before = app.changes(-1).await.seq;
     ada.home().await.remove(&bob.user_id).await.unwrap();
@@ -374,13 +425,41 @@ async fn the_tokens_of_a_person_end_with_the_membership(database: Database) {
     let mut announced = app.changes(before).await.subjects;
     announced.sort();
     assert_eq!(announced, ["key:key_1".to_owned(), format!("user:{}", bob.user_id)]);
-    let ended =
-        "SELECT COUNT(*) AS n FROM keys WHERE revoked_at_ms IS NOT NULL AND revoked_by_name = 'ada@example.com'";
+    let ended = "SELECT COUNT(*) AS n FROM keys WHERE revoked_at_ms IS NOT NULL AND revoked_by_name = 'Ada L.'";
     assert_eq!(count(&app, ended).await, 1);
     assert_eq!(count(&app, "SELECT COUNT(*) AS n FROM keys WHERE revoked_at_ms IS NOT NULL").await, 1);
     assert_eq!(count(&app, "SELECT COUNT(*) AS n FROM outbox WHERE topic = 'api_key.revoked'").await, 1);
     assert_eq!(refusal(ada.home().await.remove(&bob.user_id).await).1, "No such member");
     assert_eq!(refusal(bob.acting_in(&ada.team_id).await.map(drop)).1, "No such team");
+}
+
+async fn nobody_holds_the_token_of_one_who_becomes_owner(database: Database) {
+    let (app, ada, bob) = pair(database).await;
+    let carl = Person::new(&app, "carl@example.com").await;
+    ada.takes_in(&ada.team_id, &bob, Role::Admin).await;
+    ada.takes_in(&ada.team_id, &carl, Role::Admin).await;
+    let (by_bob, by_carl) = (bob.at(&ada.team_id).await, carl.at(&ada.team_id).await);
+    let (own, to_be_rotated) = (by_bob.token_for(&bob).await, by_bob.token_for(&bob).await);
+    let from_carl = by_carl.token_for(&bob).await;
+    let rotated = by_carl.rotated(&to_be_rotated.0).await;
+    let again = Acting { app: Arc::clone(&app), principal: app.authenticate(&rotated.1).await.unwrap() };
+    let by_itself = again.rotated_by_itself().await;
+    let own_again = by_bob.rotated(&own.0).await;
+    let of_carl = by_carl.token_for(&carl).await;
+    let elsewhere = bob.home().await.token_for(&bob).await;
+
+    let remembered = app.remember(&app.authenticate(&from_carl.1).await.unwrap());
+    ada.home().await.give_role(&bob.user_id, Role::Manager).await.unwrap();
+    assert!(app.authenticate(&from_carl.1).await.is_ok(), "an Admin may hold it");
+    ada.home().await.give_role(&bob.user_id, Role::Owner).await.unwrap();
+    assert!(!remembered.is_served());
+    for (_, held_by_carl) in [&from_carl, &rotated, &by_itself] {
+        assert_eq!(reason(app.authenticate(held_by_carl).await), Reason::InvalidCredentials);
+    }
+    for (_, own) in [&own, &own_again, &to_be_rotated, &of_carl, &elsewhere] {
+        assert!(app.authenticate(own).await.is_ok());
+    }
+    assert_eq!(count(&app, "SELECT COUNT(*) AS n FROM outbox WHERE topic = 'api_key.revoked'").await, 3);
 }
 
 async fn what_is_done_to_people_stands_in_the_audit_log(database: Database) {
@@ -428,6 +507,45 @@ async fn strange_roles_emails_and_pages_are_refused_politely(database: Database)
     }
     assert!(by_ada.page(i32::MAX, "").await.is_ok());
     assert!(app.mails().await.is_empty(), "nobody was mailed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invitations_are_no_way_to_flood_people_with_mail() {
+    by_hand(|app, hand| async move {
+        let ada = Person::new(&app, "ada@example.com").await;
+        let by_ada = ada.home().await;
+        let waits = |outcome: Result<CreateMemberResponse, Error>| {
+            let error = outcome.unwrap_err();
+            assert_eq!(error.reason(), Reason::RateLimited);
+            error.retry_after().unwrap()
+        };
+        by_ada.invite("victim@example.com", Role::Member).await.unwrap();
+        let outcomes = at_once(10, |_| {
+            let by_ada = by_ada.clone();
+            async move { by_ada.invite("VICTIM@example.com", Role::Member).await }
+        })
+        .await;
+        assert!(outcomes.into_iter().all(|refused| waits(refused) == Duration::from_mins(1)));
+        hand.advance_ms(59_999);
+        assert_eq!(waits(by_ada.invite("victim@example.com", Role::Member).await), Duration::from_millis(1));
+        hand.advance_ms(1);
+        by_ada.invite("victim@example.com", Role::Member).await.unwrap();
+        // What is taken back was mailed all the same.
+        for number in 0..98 {
+            let invited = by_ada.invite(&format!("new-{number}@example.com"), Role::Member).await.unwrap();
+            by_ada.remove(&invited.member.unwrap().id).await.unwrap();
+        }
+        let left_ms = DAY_MS - 60_000;
+        let left = Duration::from_millis(u64::try_from(left_ms).unwrap());
+        assert_eq!(waits(by_ada.invite("one-more@example.com", Role::Member).await), left);
+        hand.advance_ms(left_ms - 1);
+        let by_ada = ada.back().await.home().await;
+        assert_eq!(waits(by_ada.invite("one-more@example.com", Role::Member).await), Duration::from_millis(1));
+        hand.advance_ms(1);
+        by_ada.invite("one-more@example.com", Role::Member).await.unwrap();
+        assert_eq!(count(&app, "SELECT COUNT(*) AS n FROM mails").await, 101);
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

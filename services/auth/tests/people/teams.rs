@@ -23,6 +23,7 @@ store_suite! {
     an_account_is_in_fifty_teams_at_most,
     the_installation_sets_the_tier,
     a_deleted_team_is_gone_at_once,
+    who_had_no_team_is_known_with_the_new_one_at_once,
     of_many_deletions_of_a_team_one_succeeds,
 }
 
@@ -294,6 +295,19 @@ async fn a_deleted_team_is_gone_at_once(database: Database) {
     assert_eq!(count(&app, "SELECT COUNT(*) AS n FROM outbox WHERE topic = 'team.deleted'").await, 3);
 }
 
+async fn who_had_no_team_is_known_with_the_new_one_at_once(database: Database) {
+    let app = Arc::new(App::new(database));
+    let ada = Person::new(&app, "ada@example.com").await;
+    ada.home().await.delete_team().await.unwrap();
+    let acting = ada.home().await;
+    let remembered = app.remember(&acting.principal);
+    let before = app.changes(-1).await.seq;
+    let made = acting.create_team("Engines").await.unwrap();
+    assert!(!remembered.is_served());
+    assert_eq!(app.changes(before).await.subjects, [format!("user:{}", ada.user_id)]);
+    assert_eq!(ada.home().await.principal.team_id, made.id);
+}
+
 async fn of_many_deletions_of_a_team_one_succeeds(database: Database) {
     let app = Arc::new(App::new(database));
     let ada = Person::new(&app, "ada@example.com").await;
@@ -315,6 +329,15 @@ async fn a_minute_after_its_deletion_nothing_is_left_of_a_team() {
         let (ada, bob) = (Person::new(&app, "ada@example.com").await, Person::new(&app, "bob@example.com").await);
         let product = fresh("prod");
         app.provision(&product, &ada.team_id, Mode::Test).await.unwrap();
+        // More than one transaction removes.
+        meddle(
+            &app,
+            "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 1200) \
+             INSERT INTO product_registry (product_id, team_id, mode, deleted) \
+             SELECT 'many_' || n, $1, 'live', TRUE FROM numbers",
+            vec![ada.team_id.as_str().into()],
+        )
+        .await;
         ada.home().await.invite("new@example.com", Role::Member).await.unwrap();
         ada.home().await.delete_team().await.unwrap();
         let told = "SELECT COUNT(*) AS n FROM outbox WHERE topic = 'team.deleted'";
@@ -323,7 +346,7 @@ async fn a_minute_after_its_deletion_nothing_is_left_of_a_team() {
                     + (SELECT COUNT(*) FROM product_keys) + (SELECT COUNT(*) FROM product_registry) AS n";
         hand.advance_ms(59_999);
         app.run_once("auth/teams").await;
-        assert_eq!((count(&app, told).await, count(&app, kept).await), (3, 11));
+        assert_eq!((count(&app, told).await, count(&app, kept).await), (3, 1_211));
         hand.advance_ms(1);
         at_once(5, |_| {
             let app = Arc::clone(&app);
