@@ -41,7 +41,7 @@ store_suite! {
     a_rotated_system_key_works_for_a_day_more_or_ends_at_once,
     of_many_rotations_one_system_key_is_left,
     every_change_stands_in_the_audit_log,
-    the_schema_goes_down_and_up_again,
+    the_schema_goes_down_and_up_again_and_what_is_there_stays,
 }
 
 struct Shop {
@@ -383,13 +383,20 @@ async fn every_change_stands_in_the_audit_log(database: Database) {
     assert_eq!(written, expected);
 }
 
-async fn the_schema_goes_down_and_up_again(database: Database) {
+async fn the_schema_goes_down_and_up_again_and_what_is_there_stays(database: Database) {
     type Migrator = paperkey_migrations::auth::Migrator;
-    database.migrate_down::<Migrator>(1).await.unwrap();
+    let app = App::new(database.clone());
+    let registered = app.registered("ada@example.com").await;
+    let before = app.authenticate(&registered.live_key).await.unwrap();
+    // Down to the first schema, and up with all that it holds.
+    database.migrate_down::<Migrator>(2).await.unwrap();
     let states = database.migration_status::<Migrator>().await.unwrap();
-    assert!(states.iter().any(|status| status.state != MigrationState::Applied));
+    assert_eq!(states.iter().filter(|status| status.state != MigrationState::Applied).count(), 2);
     database.migrate_up::<Migrator>().await.unwrap();
     let app = App::new(database);
     assert!(app.status(None).await.is_ok());
-    app.registered("ada@example.com").await;
+    assert_eq!(app.authenticate(&registered.live_key).await.unwrap(), before);
+    let owner = app.authenticate(&app.login("ada@example.com", PASSWORD).await.unwrap().token).await.unwrap();
+    assert_eq!(owner.team_id, before.team_id);
+    app.registered("grace@example.com").await;
 }
