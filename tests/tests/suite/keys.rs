@@ -13,6 +13,7 @@ on_both_kinds! {
     a_key_makes_rotates_and_ends_others,
     a_key_rotates_itself_and_a_lost_answer_locks_nobody_out,
     a_users_token_does_what_its_user_may,
+    when_a_key_was_last_used_is_known_to_the_minute_and_costs_no_write_a_call,
     an_address_off_the_list_is_turned_away,
     a_stranger_gets_a_sandbox_and_reports_a_leak,
     what_is_asked_for_in_nonsense_is_refused_politely,
@@ -384,4 +385,33 @@ async fn in_a_fleet_a_revoked_key_stops_within_a_second_at_every_gateway() {
         }
     };
     tokio::join!(stops(&here), stops(&elsewhere));
+}
+
+async fn when_a_key_was_last_used_is_known_to_the_minute_and_costs_no_write_a_call(install: Installation) {
+    const CALLS: u64 = 300;
+    let owner = install.register().await;
+    let made = owner.create_key(json!({"name": "Used"})).await;
+    let one = format!("{}/{}", keys_of(&owner), made.id);
+    assert!(owner.get(&one).await.gives(200)["lastUsedAt"].is_null());
+    let key = install.api().with_key(&made.token);
+    key.get("/api/v1/products").await.gives(200);
+    let auth = install.operations(install.host_of("auth"));
+    let writes = async || {
+        let metrics = auth.get("/metrics").await.text();
+        let name = "paperkey_db_write_jobs_total{service=\"auth\"} ";
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)).expect("the metric is there");
+        line.parse::<u64>().expect("it is a number")
+    };
+    let (before, began) = (writes().await, Instant::now());
+    for _ in 0..CALLS {
+        key.get("/api/v1/products").await.gives(200);
+    }
+    // Workers look for work, and uses are handed over once a second; not once a call.
+    let (during, idle) = (writes().await - before, 40 + 20 * began.elapsed().as_secs());
+    assert!(during <= idle && during < CALLS / 2, "{during} writes during {CALLS} calls in {:?}", began.elapsed());
+    let used = paperkey_tests::eventually("the use is known", || async {
+        owner.get(&one).await.gives(200)["lastUsedAt"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert!(used.ends_with(":00.000Z"), "to the minute: {used}");
 }
