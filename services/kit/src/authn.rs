@@ -56,6 +56,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const TRUSTED_FOR_MS: i64 = 900;
 /// How long auth may take to answer before it counts as not there.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a verdict is asked for that changes overtake.
+const MAX_TRIES: usize = 3;
 /// How long a refusal is kept, in milliseconds.
 const REFUSED_FOR_MS: i64 = 5_000;
 
@@ -339,17 +341,38 @@ struct Asked {
 }
 
 impl Asked {
-    /// What auth says. A verdict is kept, a failure is not.
+    /// What auth says. One that a change has overtaken is asked for anew: nobody is told of before it.
     async fn answer(&self, request: AuthenticateRequest) -> Result<Arc<Principal>, Status> {
-        let Memory { client, cache, epochs, clock, .. } = &*self.memory;
-        let mut client = client.clone();
+        let Memory { epochs, lookups, .. } = &*self.memory;
+        let mut began = self.began.tick;
+        for _ in 0..MAX_TRIES {
+            let answer = self.verdict(request.clone()).await;
+            let overtaken = answer
+                .as_ref()
+                .is_ok_and(|principal| epochs.has_changed(principal.subjects.iter().map(String::as_str), began));
+            if !overtaken {
+                self.keep(&answer, began);
+                return answer;
+            }
+            began = epochs.now();
+            lookups.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(Error::unavailable("a credential changes faster than auth answers").into())
+    }
+
+    async fn verdict(&self, request: AuthenticateRequest) -> Result<Arc<Principal>, Status> {
+        let mut client = self.memory.client.clone();
         let answer = tokio::time::timeout(ASK_TIMEOUT, client.authenticate(request)).await;
-        let answer = answer.unwrap_or_else(|_| Err(too_late().into())).and_then(|answer| {
+        answer.unwrap_or_else(|_| Err(too_late().into())).and_then(|answer| {
             let principal = answer.into_inner().principal;
             principal.map(Arc::new).ok_or_else(|| Error::internal("auth answered with nobody").into())
-        });
-        let began = self.began.tick;
-        match &answer {
+        })
+    }
+
+    /// Keeps a verdict, and no failure.
+    fn keep(&self, answer: &Result<Arc<Principal>, Status>, began: Tick) {
+        let Memory { cache, epochs, clock, .. } = &*self.memory;
+        match answer {
             Ok(principal) => {
                 let subjects = principal.subjects.iter().map(String::as_str);
                 let known = Known { principal: Arc::clone(principal), noted_minute: AtomicI64::new(i64::MIN) };
@@ -362,7 +385,6 @@ impl Asked {
             }
             Err(_) => {}
         }
-        answer
     }
 }
 

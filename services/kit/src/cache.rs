@@ -57,6 +57,12 @@ impl Epochs {
         self.everything.fetch_max(tick, Ordering::SeqCst);
     }
 
+    /// Whether any of the subjects may have changed since.
+    pub fn has_changed<'a>(&self, subjects: impl IntoIterator<Item = &'a str>, since: Tick) -> bool {
+        let slots: Vec<u32> = subjects.into_iter().map(|subject| self.slot(subject)).collect();
+        !self.unchanged(&slots, since)
+    }
+
     fn slot(&self, subject: &str) -> u32 {
         // The mask keeps it far below u32's bound.
         u32::try_from(self.hasher.hash_one(subject) & (STRIPES as u64 - 1)).unwrap_or(0)

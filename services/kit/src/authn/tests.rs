@@ -212,13 +212,38 @@ async fn a_question_that_a_change_overtook_is_not_joined() {
     world.epochs.bump("key:key_1");
     let (is_good, ()) = tokio::join!(world.is_good(), async {
         world.arrived(1).await;
-        world.auth.may_answer.add_permits(2);
+        world.auth.may_answer.add_permits(3);
     });
     assert!(!is_good, "who came after the revocation was told of before");
-    assert_eq!(world.lookups(), 2);
     // Whichever of the two answers was kept last, the old one is not served.
     world.auth.may_answer.add_permits(10);
     assert!(!world.is_good().await);
+}
+
+#[tokio::test]
+async fn who_waits_while_a_key_is_revoked_is_not_told_of_before() {
+    let world = World::slow().await;
+    let (is_good, ()) = tokio::join!(world.is_good(), async {
+        world.arrived(1).await;
+        *world.auth.key.lock() = None;
+        world.epochs.bump("key:key_1");
+        world.auth.may_answer.add_permits(2);
+    });
+    assert!(!is_good);
+    assert_eq!(world.lookups(), 2);
+}
+
+#[tokio::test]
+async fn a_key_that_changes_faster_than_auth_answers_is_not_judged() {
+    let world = World::slow().await;
+    let (answer, ()) = tokio::join!(world.ask(), async {
+        for _ in 0..MAX_TRIES {
+            world.arrived(1).await;
+            world.epochs.bump("key:key_1");
+            world.auth.may_answer.add_permits(1);
+        }
+    });
+    assert_eq!(answer.unwrap_err(), Reason::Unavailable);
 }
 
 #[tokio::test]
