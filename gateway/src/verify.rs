@@ -122,9 +122,8 @@ fn is_allowed_from(key: &Principal, ip: Option<IpAddr>) -> bool {
 }
 
 fn scope_of(word: &str) -> Result<Scope, Error> {
-    let known = Contract::get().scopes().find(|(_, options)| options.word == word);
-    known
-        .map(|(scope, _)| scope)
+    Contract::get()
+        .scope_named(word)
         .ok_or_else(|| Error::field("scope", "must be the name of a scope, such as licenses:read"))
 }
 

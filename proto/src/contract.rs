@@ -154,6 +154,11 @@ impl Contract {
         self.scopes.get(&scope).is_none_or(|options| options.write)
     }
 
+    /// The scope that a word means.
+    pub fn scope_named(&self, word: &str) -> Option<Scope> {
+        self.scopes.iter().find(|(_, options)| options.word == word).map(|(scope, _)| *scope)
+    }
+
     /// All scopes, with what they are called.
     pub fn scopes(&self) -> impl Iterator<Item = (Scope, &ScopeOptions)> {
         self.scopes.iter().map(|(scope, options)| (*scope, options))

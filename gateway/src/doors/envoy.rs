@@ -17,11 +17,11 @@ use http::{
 };
 use http_body_util::{BodyExt as _, Full};
 use paperkey_kit::principal::REQUEST_ID_HEADER;
-use paperkey_proto::{Error, errors::v1::Reason, options::v1::Scope};
+use paperkey_proto::{Contract, Error, errors::v1::Reason, options::v1::Scope};
 use tonic::{Code, Status};
 use tower::Service as _;
 
-use super::{IDENTITY, identity, is_our_word, is_read, judge, scope_of};
+use super::{IDENTITY, identity, is_our_word, is_read, judge};
 use crate::{Inner, edge, envelope::Refusal, transcode::FRAME_HEADER_BYTES};
 
 mod wire {
@@ -155,7 +155,7 @@ impl Door {
             if name != SCOPE {
                 return Err(Error::field(format!("context_extensions.{name}"), "is not known: there is scope"));
             }
-            let known = scope_of(value);
+            let known = Contract::get().scope_named(value);
             let wrong = || Error::field("context_extensions.scope", "must be a scope, such as licenses:read");
             scope = Some(known.ok_or_else(wrong)?);
         }

@@ -8,9 +8,9 @@
 //! no `meter` and no `cost` yet, and names that are not known are refused.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, request::Parts as Head};
-use paperkey_proto::{Error, errors::v1::Reason, options::v1::Scope};
+use paperkey_proto::{Contract, Error, errors::v1::Reason, options::v1::Scope};
 
-use super::{Origin, identity, is_read, judge, scope_of};
+use super::{Origin, identity, is_read, judge};
 use crate::{
     Inner,
     body::Body,
@@ -86,7 +86,7 @@ impl Question {
             let wrong = match (&*name, value.as_deref()) {
                 (known @ ("scope" | "deny"), _) if seen.contains(&known.to_owned()) => Some("is there twice"),
                 ("scope", Some(word)) => {
-                    question.scope = scope_of(word);
+                    question.scope = Contract::get().scope_named(word);
                     question.scope.is_none().then_some("must be a scope, such as licenses:read")
                 }
                 ("deny", Some("403")) => {

@@ -13,7 +13,10 @@ pub(crate) mod upstream;
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, Response};
-use paperkey_kit::{policy::role_allows, principal::mode_word};
+use paperkey_kit::{
+    policy::{holds, role_allows},
+    principal::mode_word,
+};
 use paperkey_proto::{
     Contract, Error,
     contract::SurfaceEntry,
@@ -105,7 +108,7 @@ fn is_read(verb: &str) -> bool {
 /// scope, where one is needed.
 fn may(principal: &Principal, scope: Option<Scope>, writes: Option<bool>) -> Result<(), Error> {
     let insufficient = |message: String| Err(Error::new(Reason::ScopeInsufficient).with_message(message));
-    if principal.read_only && (writes == Some(true) || scope.is_some_and(is_write)) {
+    if principal.read_only && (writes == Some(true) || scope.is_some_and(|scope| Contract::get().scope_writes(scope))) {
         return insufficient("This key is read-only".to_owned());
     }
     let Some(scope) = scope else { return Ok(()) };
@@ -118,20 +121,11 @@ fn may(principal: &Principal, scope: Option<Scope>, writes: Option<bool>) -> Res
     Ok(())
 }
 
-fn is_write(scope: Scope) -> bool {
-    Contract::get().scopes().any(|(known, options)| known == scope && options.write)
-}
-
-/// The scope that a word means.
-fn scope_of(word: &str) -> Option<Scope> {
-    Contract::get().scopes().find(|(_, options)| options.word == word).map(|(scope, _)| scope)
-}
-
 /// What a guarded server is told of who calls. What is empty is not told.
 fn identity(principal: &Principal) -> Vec<(HeaderName, HeaderValue)> {
     let scopes: Vec<&str> = principal
         .scopes()
-        .filter(|scope| may(principal, Some(*scope), None).is_ok())
+        .filter(|scope| holds(principal, *scope))
         .map(|scope| Contract::get().scope_word(scope))
         .collect();
     let user = if principal.kind() == Caller::UserToken { principal.user_id.as_str() } else { "" };

@@ -28,10 +28,10 @@ use paperkey_kit::{
     config::{Upstream, upstreams},
     principal::REQUEST_ID_HEADER,
 };
-use paperkey_proto::{Error, errors::v1::Reason, options::v1::Scope};
+use paperkey_proto::{Contract, Error, errors::v1::Reason, options::v1::Scope};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Answered, Origin, identity, is_read, may, scope_of};
+use super::{Answered, Origin, identity, is_read, may};
 use crate::{GatewayError, Inner, body::Body, edge, envelope::Refusal, policy::Identified};
 use stream::{Answer, Outgoing, Progress};
 
@@ -137,7 +137,7 @@ impl Mount {
             scheme: parts.scheme.ok_or_else(bad)?,
             authority: parts.authority.ok_or_else(bad)?,
             base,
-            scope: upstream.scope.as_deref().and_then(scope_of),
+            scope: upstream.scope.as_deref().and_then(|word| Contract::get().scope_named(word)),
             anonymous: upstream.anonymous,
             strip_prefix: upstream.strip_prefix,
             max_body_bytes: upstream.max_body_bytes,

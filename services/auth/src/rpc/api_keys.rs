@@ -24,6 +24,7 @@ use paperkey_proto::{
 use prost_types::FieldMask;
 use tonic::{Request, Response, Status};
 
+use super::known;
 use crate::{
     domain::{
         Fault,
@@ -151,7 +152,7 @@ impl ApiKeyService for Handler {
 
     async fn get_api_key(&self, request: Request<GetApiKeyRequest>) -> Result<Response<GetApiKeyResponse>, Status> {
         let (_, store, request) = self.of(request, |request| &request.team_id)?;
-        let key = store.key(known(request.key_id)?).await?;
+        let key = store.key(known(request.key_id, Fault::NoSuchKey)?).await?;
         Ok(Response::new(GetApiKeyResponse { api_key: Some(encode(key, self.clock.now_ms())) }))
     }
 
@@ -172,7 +173,7 @@ impl ApiKeyService for Handler {
         request: Request<UpdateApiKeyRequest>,
     ) -> Result<Response<UpdateApiKeyResponse>, Status> {
         let (caller, store, mut request) = self.of(request, |request| &request.team_id)?;
-        let key_id = known(std::mem::take(&mut request.key_id))?;
+        let key_id = known(std::mem::take(&mut request.key_id), Fault::NoSuchKey)?;
         let key = store.update_key(key_id, changes(request)?, doer(&caller), Act::by(&caller, UPDATE)).await?;
         Ok(Response::new(UpdateApiKeyResponse { api_key: Some(encode(key, self.clock.now_ms())) }))
     }
@@ -184,7 +185,7 @@ impl ApiKeyService for Handler {
         let (caller, store, request) = self.of(request, |request| &request.team_id)?;
         let overlap = Overlap::of_hours(request.overlap_hours)?;
         let act = Act::by(&caller, ROTATE);
-        let rotated = store.rotate_key(known(request.key_id)?, overlap, doer(&caller), act).await?;
+        let rotated = store.rotate_key(known(request.key_id, Fault::NoSuchKey)?, overlap, doer(&caller), act).await?;
         let RotatedKey { key, token, old_expires_at_ms } = rotated;
         Ok(Response::new(RotateApiKeyResponse {
             api_key: Some(encode(key, self.clock.now_ms())),
@@ -214,7 +215,7 @@ impl ApiKeyService for Handler {
         request: Request<RevokeApiKeyRequest>,
     ) -> Result<Response<RevokeApiKeyResponse>, Status> {
         let (caller, store, request) = self.of(request, |request| &request.team_id)?;
-        let key_id = known(request.key_id)?;
+        let key_id = known(request.key_id, Fault::NoSuchKey)?;
         let revoked_at_ms = store.revoke_key(key_id.clone(), doer(&caller), Act::by(&caller, REVOKE)).await?;
         Ok(Response::new(RevokeApiKeyResponse {
             id: key_id,
@@ -358,11 +359,6 @@ fn defined<T: TryFrom<i32>>(field: &str, number: i32) -> Result<T, Error> {
 
 fn read_only(scope: ApiKeyScope) -> bool {
     scope == ApiKeyScope::ReadOnly
-}
-
-/// What cannot be an id names nothing.
-fn known(id: String) -> Result<String, Error> {
-    if could_be_id(&id) { Ok(id) } else { Err(Fault::NoSuchKey.into()) }
 }
 
 fn small(number: i64) -> Option<i32> {

@@ -16,12 +16,11 @@ use paperkey_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{accounts::team, teams::own_team};
+use super::{accounts::team, known, teams::own_team};
 use crate::{
     domain::{
         Fault,
         account::Email,
-        could_be_id,
         member::{Member, Place},
         team::given_role,
         ticket::{could_be_ticket, link, new_ticket},
@@ -91,7 +90,7 @@ impl MemberService for Handler {
         let role = request.role();
         let mask = Mask::new(request.update_mask, &CHANGEABLE)?;
         let role = mask.names("role", role != Role::Unspecified).then(|| given_role(role)).transpose()?;
-        let user_id = known(request.user_id)?;
+        let user_id = known(request.user_id, Fault::NoSuchMember)?;
         let changed = self.store.change_role(team_id, actor(&caller), user_id, role, act).await?;
         Ok(Response::new(UpdateMemberResponse { member: Some(encode(changed)) }))
     }
@@ -104,7 +103,7 @@ impl MemberService for Handler {
         let act = Act::by(&caller, "/paperkey.auth.v1.MemberService/DeleteMember");
         let request = request.into_inner();
         let team_id = own_team(&caller, &request.team_id)?;
-        self.store.remove_member(team_id, actor(&caller), known(request.user_id)?, act).await?;
+        self.store.remove_member(team_id, actor(&caller), known(request.user_id, Fault::NoSuchMember)?, act).await?;
         Ok(Response::new(DeleteMemberResponse {}))
     }
 
@@ -126,11 +125,6 @@ impl MemberService for Handler {
 /// Who changes something, as it is recorded.
 pub(super) fn actor(caller: &Caller) -> Actor {
     Actor { user_id: caller.principal.user_id.clone(), name: caller.principal.name.clone() }
-}
-
-/// What cannot be an id names nobody.
-fn known(id: String) -> Result<String, Error> {
-    if could_be_id(&id) { Ok(id) } else { Err(Fault::NoSuchMember.into()) }
 }
 
 fn encode(member: Member) -> MemberMessage {

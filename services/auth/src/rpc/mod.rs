@@ -10,3 +10,12 @@ pub(crate) mod members;
 pub(crate) mod product_keys;
 pub(crate) mod status;
 pub(crate) mod teams;
+
+use paperkey_proto::Error;
+
+use crate::domain::{Fault, could_be_id};
+
+/// What cannot be an id names nothing.
+fn known(id: String, fault: Fault) -> Result<String, Error> {
+    if could_be_id(&id) { Ok(id) } else { Err(fault.into()) }
+}

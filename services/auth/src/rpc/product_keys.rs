@@ -6,19 +6,17 @@ use paperkey_kit::{
     principal::Caller,
     values::{Page, timestamp},
 };
-use paperkey_proto::{
-    Error,
-    auth::v1::{
-        CreateProductApiKeyRequest, CreateProductApiKeyResponse, DeleteProductApiKeyRequest,
-        DeleteProductApiKeyResponse, ListProductApiKeysRequest, ListProductApiKeysResponse, ProductApiKey,
-        product_api_key_service_server::ProductApiKeyService,
-    },
+use paperkey_proto::auth::v1::{
+    CreateProductApiKeyRequest, CreateProductApiKeyResponse, DeleteProductApiKeyRequest, DeleteProductApiKeyResponse,
+    ListProductApiKeysRequest, ListProductApiKeysResponse, ProductApiKey,
+    product_api_key_service_server::ProductApiKeyService,
 };
 use tonic::{Request, Response, Status};
 
+use super::known;
 use crate::{
     domain::{
-        Fault, could_be_id,
+        Fault,
         key::{NewPair, Pair},
     },
     store::{Act, Store},
@@ -73,11 +71,6 @@ impl ProductApiKeyService for Handler {
         self.store.of(caller.tenant()?).revoke_pair(product_id, key_id, revoked_by, act).await?;
         Ok(Response::new(DeleteProductApiKeyResponse {}))
     }
-}
-
-/// What cannot be an id names nothing.
-fn known(id: String, fault: Fault) -> Result<String, Error> {
-    if could_be_id(&id) { Ok(id) } else { Err(fault.into()) }
 }
 
 /// A pair as the contract has it.

@@ -1,26 +1,16 @@
 //! Who is in a team, and who is invited. Whatever is decided here is decided while the team's row is held.
 
-use paperkey_kit::{
-    db::Tx,
-    ids::new_id,
-    principal::{Tenant, mode_of},
-    secrets::Secret,
-    values::rfc3339,
-};
-use paperkey_proto::{
-    Error,
-    principal::v1::{Mode, Role},
-};
+use paperkey_kit::{db::Tx, ids::new_id, secrets::Secret};
+use paperkey_proto::{Error, principal::v1::Role};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, Condition, ConnectionTrait, EntityTrait as _, PaginatorTrait as _,
     QueryFilter as _, QueryOrder as _, QuerySelect as _, entity::prelude::Expr, sea_query::OnConflict,
 };
-use serde_json::json;
 
 use super::{
     Act, Failure, Store, announce,
     entities::{invitations, keys, memberships, teams, users},
-    keys::tokens_of,
+    keys::{REVOKED, key_of, tokens_of},
     teams::{lock_team, must_have_room_for_a_team, take_team},
 };
 use crate::domain::{
@@ -33,9 +23,6 @@ use crate::domain::{
     },
     team::{MemberTeam, may_touch, role_of, role_word},
 };
-
-/// The topic of an event that a key has ended.
-const KEY_REVOKED: &str = "api_key.revoked";
 
 /// Somebody who is about to be invited.
 #[derive(Debug)]
@@ -310,22 +297,12 @@ impl Store {
         let mut ids = Vec::with_capacity(ended.len());
         for key in ended {
             announce(tx, &self.epochs, format!("key:{}", key.id));
-            self.tell_of_revocation(tx, team_id, &key);
-            ids.push(key.id);
+            ids.push(key.id.clone());
+            if let Some(key) = key_of(key) {
+                self.tell(tx, REVOKED, &key, &key.event_data());
+            }
         }
         Ok(ids)
-    }
-
-    fn tell_of_revocation(&self, tx: &Tx, team_id: &str, key: &keys::Model) {
-        let tenant = Tenant { team_id: team_id.to_owned(), mode: mode_of(&key.mode).unwrap_or(Mode::Live) };
-        let data = json!({
-            "id": key.id,
-            "name": key.name,
-            "prefix": key.shown_prefix,
-            "mode": key.mode,
-            "expiresAt": key.expires_at_ms.map(rfc3339),
-        });
-        self.outbox.emit(tx, &["webhook"], KEY_REVOKED, &tenant, "", &data);
     }
 
     /// Joins the team of an invitation, which is used up. An account that it was not sent to does not find it.

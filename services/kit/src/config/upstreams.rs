@@ -86,7 +86,7 @@ pub fn problems(upstreams: &[Upstream]) -> Vec<String> {
             is_usable(&upstream.url),
             "url must be a URL such as http://10.0.0.7:3000, without credentials and without a query",
         );
-        let known = |word: &str| Contract::get().scopes().any(|(_, options)| options.word == word);
+        let known = |word: &str| Contract::get().scope_named(word).is_some();
         require(
             upstream.scope.as_deref().is_none_or(known),
             "scope is not known: scopes are words such as licenses:read",
