@@ -8,6 +8,7 @@ mod ceilings;
 mod load;
 mod peers;
 mod report;
+mod results;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -46,7 +47,7 @@ enum Command {
         /// Measure only rows whose names hold this, beside the first
         #[arg(long)]
         only: Option<String>,
-        /// Also write the table to this file
+        /// Also put the table into this file, in the place of the one before
         #[arg(long)]
         write: Option<PathBuf>,
     },

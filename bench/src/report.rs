@@ -1,8 +1,8 @@
 //! The table: each row beside the first, which is the ceiling.
 
-use std::{fmt::Write as _, fs, path::PathBuf, time::Duration};
+use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
-use crate::{Result, load::Outcome};
+use crate::{Result, load::Outcome, results};
 
 /// A measurement and its name.
 pub(crate) struct Row {
@@ -34,7 +34,7 @@ pub(crate) fn finish(rows: &[Row], span: Duration, write: Option<PathBuf>) -> Re
     let table = table(rows, span)?;
     println!("{table}");
     if let Some(path) = write {
-        fs::write(path, table)?;
+        results::write(&path, &table)?;
     }
     Ok(())
 }

@@ -113,7 +113,7 @@ impl Teller<'_> {
                 out.text("code", &entry.agent_code);
                 out.text("type", &entry.r#type);
                 out.text("human_message", error.message());
-                out.text("agent_message", &entry.agent_message);
+                out.text("agent_message", error.agent_message());
                 out.text("docs_url", &self.docs_url(error));
                 out.flag("retryable", entry.retryable);
                 self.details(&mut out, refusal);
@@ -144,7 +144,7 @@ impl Teller<'_> {
         out.text("detail", error.message());
         out.text("instance", self.path);
         out.text("code", code);
-        out.text("agent_message", &entry.agent_message);
+        out.text("agent_message", error.agent_message());
         out.flag("retryable", entry.retryable);
         self.details(&mut out, refusal);
         out.text("request_id", self.request_id);
@@ -331,7 +331,8 @@ mod tests {
             json,
             json!({"error": {
                 "code": "PB_RATE_LIMIT_EXCEEDED", "type": "rate_limit_error", "human_message": "Too many requests",
-                "agent_message": "Wait for the number of seconds in Retry-After and send the request again.",
+                "agent_message": "Wait for the number of seconds in Retry-After (over gRPC: the delay in RetryInfo) and send \
+                                  the request again.",
                 "docs_url": "https://keys.example/docs/errors/PB_RATE_LIMIT_EXCEEDED", "retryable": true,
                 "request_id": "req_1",
             }})
@@ -348,6 +349,15 @@ mod tests {
         assert_eq!((&json["title"], &json["detail"]), (&json!("No such resource"), &json!("No such key")));
         assert_eq!((&json["code"], &json["retryable"]), (&json!("PB_NOT_FOUND"), &json!(false)));
         assert!(json["agent_message"].is_string() && json["request_id"] == "req_1");
+    }
+
+    #[tokio::test]
+    async fn an_error_may_know_better_than_the_catalogue_what_to_do() {
+        let refusal = || Error::unauthenticated().with_agent_message("Ask for the \"right\" password.").into();
+        let (_, json) = told(teller(Some(Surface::Platform)), refusal()).await;
+        assert_eq!(json["error"]["agent_message"], "Ask for the \"right\" password.");
+        let problem = Teller { problem: true, ..teller(Some(Surface::Dashboard)) };
+        assert_eq!(told(problem, refusal()).await.1["agent_message"], "Ask for the \"right\" password.");
     }
 
     #[tokio::test]

@@ -1,12 +1,11 @@
 //! gRPC and gRPC-Web: the same methods under the same policy, passed through to the services.
 //!
-//! Messages are not looked into. What the gateway decides, it decides from the path and the metadata; identity that
+//! Messages are not looked into, but for the field that a limit counts by. What the gateway decides, it decides from the path and the metadata; identity that
 //! arrives from outside is dropped, and the gateway's own word is put in its place. Reflection and health are served
 //! here, and know of public services only.
 
 use std::{
     convert::Infallible,
-    net::IpAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -24,22 +23,25 @@ use http::{
     request::Parts as Head,
 };
 use http_body::{Frame, SizeHint};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use paperkey_kit::{
     principal::{Caller, REQUEST_ID_HEADER, nobody},
     reflection,
     service::Rpcs,
 };
 use paperkey_proto::{Error, errors::v1::Reason};
+use parking_lot::Mutex;
 use tonic::Status;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, Service as _, service_fn};
 
 use crate::{
     GatewayError, Inner,
+    call::Call,
+    once,
     policy::Arrival,
     table::{Rpc, Table},
-    transcode::FRAME_HEADER_BYTES,
+    transcode::{FRAME_HEADER_BYTES, bytes_of, message_in},
 };
 
 /// The content types of gRPC-Web that have an encoding here.
@@ -55,9 +57,12 @@ const MAX_DRAINED_BYTES: usize = 65_536;
 /// And for how long.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// What the paths of health begin with.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
 /// Services of the gateway itself, which need no credential.
 const OWN_SERVICES: [&str; 3] =
-    ["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
+    [HEALTH, "/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
 
 /// What a content type says of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,45 +102,66 @@ pub(crate) fn own_services(table: &Table) -> Result<Rpcs, GatewayError> {
 pub(crate) async fn answer_web(
     gateway: &Arc<Inner>,
     request: Request<tonic::body::Body>,
-    client: IpAddr,
-    request_id: &str,
-) -> Response<tonic::body::Body> {
+    call: Call,
+) -> (Response<tonic::body::Body>, Option<Call>) {
     let gateway = Arc::clone(gateway);
-    let request_id = Arc::<str>::from(request_id);
+    // The layer wants a service that it may call often; it calls this one once.
+    let call = Arc::new(Mutex::new(Some(call)));
+    let lent = Arc::clone(&call);
     let inner = service_fn(move |request| {
-        let (gateway, request_id) = (Arc::clone(&gateway), Arc::clone(&request_id));
-        async move { Ok::<_, Infallible>(answer(&gateway, request, client, &request_id).await) }
+        let (gateway, lent) = (Arc::clone(&gateway), Arc::clone(&lent));
+        async move {
+            let taken = lent.lock().take();
+            let Some(mut call) = taken else { return Ok(Status::from(Error::internal("asked twice")).into_http()) };
+            let response = answer(&gateway, request, &mut call).await;
+            *lent.lock() = Some(call);
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut service = GrpcWebLayer::new().layer(inner);
-    service.call(request).await.unwrap_or_else(|impossible: Infallible| match impossible {})
+    let answered = service.call(request).await.unwrap_or_else(|impossible: Infallible| match impossible {});
+    let call = call.lock().take();
+    (answered, call)
 }
 
 /// Answers a gRPC call.
 pub(crate) async fn answer(
     gateway: &Inner,
     request: Request<tonic::body::Body>,
-    client: IpAddr,
-    request_id: &str,
+    call: &mut Call,
 ) -> Response<tonic::body::Body> {
+    call.is_grpc();
     let own = OWN_SERVICES.iter().any(|service| request.uri().path().starts_with(service));
     let mut response = if own {
-        let answer = gateway.own_services.call(request).await;
-        answer.unwrap_or_else(|impossible: Infallible| match impossible {})
+        call.aside = true;
+        // Whoever watches over the gateway asks for its health as often as need be.
+        let counted =
+            if request.uri().path().starts_with(HEALTH) { Ok(()) } else { gateway.gate.count_stray(call).await };
+        match counted {
+            Ok(()) => {
+                let answer = gateway.own_services.call(request).await;
+                answer.unwrap_or_else(|impossible: Infallible| match impossible {})
+            }
+            Err(limited) => Status::from(limited).into_http(),
+        }
     } else {
         let (head, body) = request.into_parts();
         let mut unread = Some(body);
-        match pass(gateway, head, &mut unread, client, request_id).await {
+        match pass(gateway, head, &mut unread, call).await {
             Ok(answer) => answer,
             Err(error) => {
                 if let Some(body) = unread {
                     drain(body).await;
                 }
+                call.failed(&error);
                 Status::from(error).into_http()
             }
         }
     };
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        response.headers_mut().insert(REQUEST_ID_HEADER, id);
+    let headers = response.headers_mut();
+    call.told.put_on(headers);
+    if let Ok(id) = HeaderValue::from_str(&call.request_id) {
+        headers.insert(REQUEST_ID_HEADER, id);
     }
     response
 }
@@ -158,53 +184,75 @@ async fn pass(
     gateway: &Inner,
     mut head: Head,
     unread: &mut Option<tonic::body::Body>,
-    client: IpAddr,
-    request_id: &str,
+    call: &mut Call,
 ) -> Result<Response<tonic::body::Body>, Error> {
-    let rpc = gateway
-        .table
-        .rpc(head.uri.path())
-        .filter(|_| head.method == Verb::POST)
-        .ok_or_else(|| Error::new(Reason::MethodNotAllowed).with_message("No such method"))?;
-    let arrival = Arrival {
-        rpc,
-        surface: None,
-        accepted: rpc.accepted,
-        api_key_header: rpc.api_key_header,
-        team: None,
-        headers: &head.headers,
-        client,
+    let Some(rpc) = gateway.table.rpc(head.uri.path()).filter(|_| head.method == Verb::POST) else {
+        gateway.gate.count_stray(call).await?;
+        return Err(Error::new(Reason::MethodNotAllowed).with_message("No such method"));
     };
-    let admitted = gateway.gate.admit(&arrival).await.map_err(|refusal| *refusal.error)?;
+    call.method = Some(Arc::clone(&rpc.method));
+    let arrival =
+        Arrival { rpc, accepted: rpc.accepted, api_key_header: rpc.api_key_header, team: None, headers: &head.headers };
+    gateway.must_be_seen(call).await?;
+    gateway.gate.admit(&arrival, call).await.map_err(|refusal| *refusal.error)?;
 
     let timeout = asked_timeout(&head.headers).map_or(gateway.call_timeout, |asked| asked.min(gateway.call_timeout));
+    let overflow = Arc::new(AtomicBool::new(false));
+    let left = rpc.max_body_bytes + FRAME_HEADER_BYTES;
+    let body = unread.take().unwrap_or_default();
+    let body = Bounded { body, left, overflow: Arc::clone(&overflow) };
+    let mut caller = Caller {
+        principal: call.principal.clone().unwrap_or_else(nobody),
+        request_id: call.request_id.clone(),
+        once: None,
+    };
+    // Messages are looked into only where something is decided by what they say.
+    let body = if rpc.rate_field.is_some() || once::is_asked_for(&head.headers, rpc) {
+        let read = tokio::time::timeout(timeout, body.collect()).await.map_err(|_| Error::new(Reason::Deadline));
+        let frame = read.and_then(|read| match read {
+            Ok(read) => Ok(read.to_bytes()),
+            Err(_) if overflow.load(Ordering::Relaxed) => Err(too_large(rpc)),
+            Err(_) => Err(Error::malformed("The request was cut off")),
+        });
+        let message = frame.as_deref().map_err(|_| ()).and_then(|frame| message_in(frame).map_err(|_| ()));
+        if let Some(number) = rpc.rate_field {
+            // Who cannot be understood is counted by everything else, and refused.
+            let field = message.ok().and_then(|message| bytes_of(message, number).ok().flatten());
+            gateway.gate.count(rpc, field, call).await.map_err(|refusal| *refusal.error)?;
+        }
+        let frame = frame?;
+        let message = message_in(&frame)?;
+        if let Some(number) = rpc.rate_field {
+            bytes_of(message, number)?;
+        }
+        caller.once = once::of_call(&head.headers, rpc, rpc.api_key_header, call.principal.as_deref(), &frame)
+            .map_err(|refusal| *refusal.error)?;
+        tonic::body::Body::new(Full::new(frame))
+    } else {
+        tonic::body::Body::new(body)
+    };
+
     strip(&mut head.headers);
     head.headers.insert(TE, HeaderValue::from_static("trailers"));
     head.headers.insert("grpc-timeout", crate::rest::grpc_timeout(timeout));
     head.uri.clone_from(&rpc.uri);
     head.version = Version::HTTP_2;
     head.extensions.clear();
-
-    let overflow = Arc::new(AtomicBool::new(false));
-    let left = rpc.max_body_bytes + FRAME_HEADER_BYTES;
-    let body = unread.take().unwrap_or_default();
-    let body = tonic::body::Body::new(Bounded { body, left, overflow: Arc::clone(&overflow) });
-    let caller = Caller { principal: admitted.principal.unwrap_or_else(nobody), request_id: request_id.to_owned() };
     let answer = rpc.channel.call_as(caller, &gateway.signer, Request::from_parts(head, body));
     let answer = tokio::time::timeout(timeout, answer).await.map_err(|_| Error::new(Reason::Deadline))?;
     if overflow.load(Ordering::Relaxed) {
         return Err(too_large(rpc));
     }
-    let mut response = answer.map_err(|status| Error::from_status(&status))?;
-    // What tonic itself refuses speaks tonic's words; ours are the catalogue's.
+    let response = answer.map_err(|status| Error::from_status(&status))?;
     if let Some(status) = Status::from_header_map(response.headers())
         && status.code() != tonic::Code::Ok
-        && status.details().is_empty()
     {
-        return Err(Error::from_status(&status));
-    }
-    for (name, value) in admitted.headers {
-        response.headers_mut().insert(name, value);
+        let error = Error::from_status(&status);
+        // What tonic itself refuses speaks tonic's words; ours are the catalogue's.
+        if status.details().is_empty() {
+            return Err(error);
+        }
+        call.failed(&error);
     }
     Ok(response)
 }

@@ -8,16 +8,24 @@
 //! Beside the contract there are [`doors`] for other people's APIs.
 //!
 //! Deliberately absent: state. Whose a credential is, what is left of a limit and everything else that must be kept
-//! is asked of an [`Authenticator`], a [`Limiter`] and the services.
+//! is asked of an [`Authenticator`], a [`Limiter`] and the services. What a call was is told to an [`AuditSink`].
 
 mod body;
+mod call;
+mod credentials;
 mod doors;
 mod edge;
 mod envelope;
 mod grpc;
+mod json;
+mod limits;
+mod once;
+mod openapi;
 mod pages;
+mod pieces;
 mod policy;
 mod rest;
+mod samples;
 mod table;
 pub mod transcode;
 mod verify;
@@ -26,16 +34,20 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Method as Verb, Request, Response,
+    HeaderName, HeaderValue, Method as Verb, Request, Response, Uri,
     header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS},
 };
 use ipnet::IpNet;
 use paperkey_kit::{
+    audit::AuditSink,
     authn::Authenticator,
     channel::Channel,
     clock::Clock,
-    config::Upstream,
+    config::{self, Tiers, Upstream},
     ids,
+    incidents::Incidents,
+    limits::{Limiter, Subjects},
+    meters::Meters,
     policy::Guarded,
     principal::{REQUEST_ID_HEADER, Signer},
     service::Rpcs,
@@ -45,11 +57,12 @@ use paperkey_proto::{
 };
 
 pub use body::Body;
-pub use policy::{LimitedCall, Limiter};
 
-use doors::{Answered, Doors, Origin};
+use call::Call;
+use doors::{Answered, Doors};
 use envelope::{Refusal, Teller, asks_for_problem};
 use grpc::Dialect;
+use limits::Limits;
 use pages::Pages;
 use policy::Gate;
 use table::Table;
@@ -75,8 +88,40 @@ pub struct GatewayConfig {
     pub call_timeout_ms: u64,
     /// Servers that the gateway stands in front of.
     pub upstreams: Vec<Upstream>,
+    /// What teams pay for.
+    pub tiers: Arc<Tiers>,
+    /// The limits of all classes.
+    pub limits: config::Limits,
+    /// Where a team changes its plan.
+    pub billing_url: Option<String>,
     /// The version that the page names.
     pub version: &'static str,
+}
+
+/// What a gateway stands on.
+pub struct GatewayDeps {
+    /// The ways to the services, by the owner's name in the contract: `auth`, `catalog` and so on.
+    pub channels: HashMap<String, Channel>,
+    /// Knows whose a credential is.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// Signs who calls.
+    pub signer: Signer,
+    /// The time.
+    pub clock: Clock,
+    /// Counts calls.
+    pub limiter: Arc<Limiter>,
+    /// Names whom calls are counted for.
+    pub subjects: Subjects,
+    /// Where it is told what a call was. Without it nothing is recorded.
+    pub audit: Option<Arc<AuditSink>>,
+    /// Where it is told what teams should know of.
+    pub incidents: Option<Arc<Incidents>>,
+}
+
+impl std::fmt::Debug for GatewayDeps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GatewayDeps").finish_non_exhaustive()
+    }
 }
 
 /// Why a gateway cannot start.
@@ -97,6 +142,9 @@ pub enum GatewayError {
     /// A mounted upstream cannot be served.
     #[error("upstreams: {0}")]
     Upstream(String),
+    /// A class of the contract has no number.
+    #[error("limits.{0} is missing: a class of calls without a limit would be without bound")]
+    Limit(String),
     /// The compiled contract cannot be read.
     #[error(transparent)]
     Descriptors(#[from] paperkey_kit::reflection::Garbled),
@@ -124,30 +172,37 @@ struct Inner {
     pages: Pages,
     doors: Doors,
     own_services: Rpcs,
+    meters: Meters,
+    audit: Option<Arc<AuditSink>>,
+    incidents: Option<Arc<Incidents>>,
     call_timeout: Duration,
     grpc_timeout: HeaderValue,
 }
 
 impl Gateway {
-    /// A gateway to the services behind the channels, which are found by the owner's name in the contract: `auth`,
-    /// `catalog` and so on. Fails where a public method could not be served.
-    pub fn new(
-        mut config: GatewayConfig,
-        channels: HashMap<String, Channel>,
-        authenticator: Arc<dyn Authenticator>,
-        signer: Signer,
-        clock: Clock,
-        limiter: Option<Arc<dyn Limiter>>,
-    ) -> Result<Self, GatewayError> {
+    /// A gateway. Fails where a public method could not be served, or would be served without limit.
+    pub fn new(mut config: GatewayConfig, deps: GatewayDeps) -> Result<Self, GatewayError> {
+        let GatewayDeps { channels, authenticator, signer, clock, limiter, subjects, audit, incidents } = deps;
         let contract = Contract::get();
         config.public_url.truncate(config.public_url.trim_end_matches('/').len());
-        let verifier = Verifier::new(Arc::clone(&authenticator));
+        let auth = channels.get("auth").ok_or_else(|| GatewayError::NoChannel("auth".to_owned()))?;
+        let meters = Meters::new(auth, OWNER, signer.clone(), clock.clone());
+        let limits = Limits::new(limiter, subjects, &config.limits, Arc::clone(&config.tiers), clock.clone())?;
+        let verifier = Verifier::new(Arc::clone(&authenticator), limits.clone(), meters.clone(), &config.tiers);
         let own = Channel::local();
         let rpcs = Rpcs::new(KeyVerificationServiceServer::new(verifier.clone()));
-        own.bind(Guarded::new(rpcs, signer.clone(), clock.clone(), None));
+        own.bind(Guarded::new(rpcs, signer.clone(), clock.clone(), None, None));
         let channel = move |owner: &str| if owner == OWNER { Some(own.clone()) } else { channels.get(owner).cloned() };
         let table = Table::new(contract, channel)?;
         let call_timeout = Duration::from_millis(config.call_timeout_ms);
+        let gate = Gate {
+            authenticator,
+            clock: clock.clone(),
+            limits,
+            tiers: Arc::clone(&config.tiers),
+            incidents: incidents.clone(),
+            billing_url: config.billing_url.clone(),
+        };
         Ok(Self(Arc::new(Inner {
             contract,
             own_services: grpc::own_services(&table)?,
@@ -155,7 +210,10 @@ impl Gateway {
             doors: Doors::new(contract, &config)?,
             table,
             verifier,
-            gate: Gate { authenticator, clock: clock.clone(), limiter },
+            gate,
+            meters,
+            audit,
+            incidents,
             signer,
             clock,
             call_timeout,
@@ -187,6 +245,7 @@ impl Inner {
         let gateway = &self;
         let request_id = ids::new_id("req", &gateway.clock);
         let client = edge::client_address(request.headers(), peer, &gateway.config.trusted_proxies);
+        let mut call = Call::new(&request, client, request_id, &gateway.clock, gateway.audit.clone());
         let version = request.version();
         // Only routes read a body.
         let mut unread = !request.body().is_end_stream();
@@ -198,49 +257,60 @@ impl Inner {
         };
         let mut response = match dialect {
             Dialect::Grpc if request.uri().path().starts_with(doors::envoy::SERVICE) => {
+                call.is_grpc();
                 let request = request.map(tonic::body::Body::new);
-                return Box::pin(doors::envoy::answer(gateway, request, peer, &request_id)).await.map(Body::from);
+                let response = Box::pin(doors::envoy::answer(gateway, request, peer, &mut call)).await;
+                return gateway.conclude(Some(call), response.map(Body::from));
             }
             Dialect::Grpc => {
                 let request = request.map(tonic::body::Body::new);
                 // Boxed, so that a REST request does not carry the room that a gRPC one needs.
-                return Box::pin(grpc::answer(gateway, request, client, &request_id)).await.map(Body::from);
+                let response = Box::pin(grpc::answer(gateway, request, &mut call)).await;
+                return gateway.conclude(Some(call), response.map(Body::from));
             }
             Dialect::GrpcWeb if request.method() == Verb::POST => {
                 let request = request.map(tonic::body::Body::new);
-                let answer = Box::pin(grpc::answer_web(gateway, request, client, &request_id));
-                let mut response = answer.await.map(Body::from);
+                let (response, call) = Box::pin(grpc::answer_web(gateway, request, call)).await;
+                let mut response = response.map(Body::from);
                 if gateway.config.cors_any_origin {
                     edge::share(response.headers_mut());
                 }
-                return response;
+                return gateway.conclude(call, response);
             }
             Dialect::GrpcWeb => {
-                gateway.refuse(&request, &Refusal::other_verb(HeaderValue::from_static("POST")), &request_id)
+                let refusal = Refusal::other_verb(HeaderValue::from_static("POST"));
+                gateway.refuse(request.uri().clone(), asks_for_problem(request.headers()), refusal, &mut call).await
             }
             Dialect::UnknownWeb => {
                 let error = Error::new(Reason::UnsupportedMediaType).with_message("This encoding is not known here");
-                gateway.refuse(&request, &error.into(), &request_id)
+                gateway
+                    .refuse(request.uri().clone(), asks_for_problem(request.headers()), error.into(), &mut call)
+                    .await
             }
             Dialect::Rest if gateway.is_grpc_preflight(&request) => {
+                call.aside = true;
                 let asked = request.headers().get(http::header::ACCESS_CONTROL_REQUEST_HEADERS);
                 edge::preflight(HeaderValue::from_static("POST"), asked)
             }
             Dialect::Rest if gateway.doors.leads_through(request.uri().path()) => {
                 unread = false;
-                let origin = Origin { peer, client, request_id: &request_id };
-                match Box::pin(doors::answer(gateway, request, origin)).await {
+                match Box::pin(doors::answer(gateway, request, peer, &mut call)).await {
                     Answered::Ours(response) => response,
-                    Answered::Theirs(response) => return response,
+                    Answered::Theirs(response) => return gateway.conclude(Some(call), response),
                 }
             }
             Dialect::Rest => match gateway.page(&request) {
-                Some(Ok(page)) => return page,
-                Some(Err(refusal)) => gateway.refuse(&request, &refusal, &request_id),
+                Some(Ok(page)) => {
+                    call.aside = true;
+                    return page;
+                }
+                Some(Err(refusal)) => {
+                    gateway.refuse(request.uri().clone(), asks_for_problem(request.headers()), refusal, &mut call).await
+                }
                 None => {
                     let (head, body) = request.into_parts();
                     unread = false;
-                    rest::answer(gateway, head, body, client, &request_id).await
+                    rest::answer(gateway, head, body, &mut call).await
                 }
             },
         };
@@ -248,12 +318,32 @@ impl Inner {
         if unread {
             edge::hang_up(version, headers);
         }
-        if let Ok(id) = HeaderValue::from_maybe_shared(Bytes::from(request_id)) {
+        if let Ok(id) = HeaderValue::from_str(&call.request_id) {
             headers.insert(REQUEST_ID, id);
         }
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        gateway.conclude(Some(call), response)
+    }
+
+    /// Records what a call was, now that it is answered.
+    fn conclude(&self, call: Option<Call>, response: Response<Body>) -> Response<Body> {
+        let Some(call) = call.filter(|call| !call.aside) else { return response };
+        let status = call.error.map_or_else(|| response.status(), |(_, status)| status);
+        if let (401 | 403 | 429, Some(incidents)) = (status.as_u16(), &self.incidents) {
+            incidents.refused(call.principal.as_deref(), call.client);
+        }
+        call.ends(status);
         response
+    }
+
+    /// Refuses to act where nobody would learn of it. That is not the caller's doing, and does not count.
+    async fn must_be_seen(&self, call: &mut Call) -> Result<(), Error> {
+        if self.audit.as_ref().is_none_or(|audit| audit.is_open()) {
+            return Ok(());
+        }
+        self.gate.look_at_stranger(call).await;
+        Err(Error::unavailable("the audit log takes nothing, and the spool is full"))
     }
 
     /// The page of a path; surfaces have none.
@@ -270,14 +360,19 @@ impl Inner {
     }
 
     /// Refuses a request outside of all routes.
-    fn refuse<B>(&self, request: &Request<B>, refusal: &Refusal, request_id: &str) -> Response<Body> {
+    async fn refuse(&self, uri: Uri, problem: bool, refusal: Refusal, call: &mut Call) -> Response<Body> {
+        let counted = self.gate.count_stray(call).await;
+        let refusal = counted.err().map_or(refusal, Refusal::from);
+        call.failed(&refusal.error);
         let teller = Teller {
-            surface: self.contract.surface_of(request.uri().path()).map(|entry| &entry.options),
-            request_id,
+            surface: self.contract.surface_of(uri.path()).map(|entry| &entry.options),
+            request_id: &call.request_id,
             public_url: &self.config.public_url,
-            path: request.uri().path(),
-            problem: asks_for_problem(request.headers()),
+            path: uri.path(),
+            problem,
         };
-        teller.tell(refusal)
+        let mut response = teller.tell(&refusal);
+        call.told.put_on(response.headers_mut());
+        response
     }
 }

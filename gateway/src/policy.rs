@@ -5,57 +5,39 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use async_trait::async_trait;
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use ipnet::IpNet;
 use paperkey_kit::{
     authn::Authenticator,
     clock::Clock,
+    config::Tiers,
+    incidents::Incidents,
     policy::{authorize, named_tenant},
     token::TokenKind,
     values::rfc3339,
 };
 use paperkey_proto::{
     Error,
-    contract::Method,
     errors::v1::Reason,
-    options::v1::{Caller, Surface},
+    options::v1::{Caller, Feature, RateClass},
     principal::v1::Principal,
 };
 
 use crate::{
+    call::{Call, Told},
+    credentials::wrong_kind,
     envelope::Refusal,
+    limits::{Claims, Limits},
     table::{Kinds, Rpc},
 };
 
 /// Where apps may put their key.
 const API_KEY_HEADER: &str = "x-api-key";
 
-/// Decides whether a call is one too many.
-#[async_trait]
-pub trait Limiter: Send + Sync {
-    /// Counts the call, and answers with the headers that tell the caller what is left.
-    async fn check(&self, call: &LimitedCall<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Error>;
-}
-
-/// What a limit may count by.
-#[derive(Clone, Copy, Debug)]
-pub struct LimitedCall<'a> {
-    /// The method that is called.
-    pub method: &'a Method,
-    /// The surface; none for gRPC.
-    pub surface: Option<Surface>,
-    /// Who calls; nobody in particular where no credential was needed.
-    pub principal: Option<&'a Principal>,
-    /// Where the call comes from.
-    pub client: IpAddr,
-}
-
 /// What a call brings to the gate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival<'a> {
     pub(crate) rpc: &'a Rpc,
-    pub(crate) surface: Option<Surface>,
     /// The kinds of caller that are known where the call arrived.
     pub(crate) accepted: Kinds,
     /// Whether the credential may stand in `x-api-key`.
@@ -63,15 +45,6 @@ pub(crate) struct Arrival<'a> {
     /// The team that the path names.
     pub(crate) team: Option<&'a str>,
     pub(crate) headers: &'a HeaderMap,
-    pub(crate) client: IpAddr,
-}
-
-/// A call that may pass.
-#[derive(Debug)]
-pub(crate) struct Admitted {
-    pub(crate) principal: Option<Arc<Principal>>,
-    /// What the limiter says of the call.
-    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// Judges calls.
@@ -79,43 +52,123 @@ pub(crate) struct Admitted {
 pub(crate) struct Gate {
     pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) clock: Clock,
-    pub(crate) limiter: Option<Arc<dyn Limiter>>,
+    pub(crate) limits: Limits,
+    pub(crate) tiers: Arc<Tiers>,
+    pub(crate) incidents: Option<Arc<Incidents>>,
+    pub(crate) billing_url: Option<String>,
+}
+
+/// Why somebody does not pass, and what the attempt counts as.
+struct Stopped {
+    refusal: Refusal,
+    claims: Box<Claims>,
+    /// It is not the caller's doing: it is told where it stands, and nothing is counted.
+    blameless: bool,
 }
 
 impl Gate {
-    /// Lets a call pass, or says why not.
-    pub(crate) async fn admit(&self, arrival: &Arrival<'_>) -> Result<Admitted, Refusal> {
+    /// Lets a call pass, or says why not. It is counted, unless it counts by a field of its message: then it is counted
+    /// by [`Self::count`], once that is known.
+    pub(crate) async fn admit(&self, arrival: &Arrival<'_>, call: &mut Call) -> Result<(), Refusal> {
         let rpc = arrival.rpc;
-        let now_ms = self.clock.now_ms();
-        let principal = if rpc.only_anyone { None } else { self.principal(arrival, now_ms).await? };
-        let mut headers = match &self.limiter {
-            Some(limiter) => {
-                let call = LimitedCall {
-                    method: &rpc.method,
-                    surface: arrival.surface,
-                    principal: principal.as_deref(),
-                    client: arrival.client,
-                };
-                limiter.check(&call).await?
+        if !rpc.only_anyone {
+            match self.judge(arrival, call).await {
+                Ok(()) => {}
+                Err(stopped) => return Err(self.stop(stopped, call).await),
             }
-            None => Vec::new(),
-        };
-        if let Some(principal) = &principal {
-            headers.extend(told_of(principal, now_ms));
         }
-        Ok(Admitted { principal, headers })
+        if rpc.rate_field.is_some() { Ok(()) } else { self.count(rpc, None, call).await }
     }
 
-    async fn principal(&self, arrival: &Arrival<'_>, now_ms: i64) -> Result<Option<Arc<Principal>>, Refusal> {
-        let method = &arrival.rpc.method;
-        let Some(principal) =
-            self.holder(arrival.headers, arrival.api_key_header, arrival.team, arrival.accepted).await?
-        else {
-            return if method.serves(Caller::Anyone) { Ok(None) } else { Err(Error::unauthenticated().into()) };
+    /// Counts a call that may pass, by a field of its message where the method says so and there is one.
+    pub(crate) async fn count(&self, rpc: &Rpc, field: Option<&[u8]>, call: &mut Call) -> Result<(), Refusal> {
+        let claims = self.limits.claims(&rpc.rate_classes, call.principal.as_deref(), call.client, field);
+        Ok(self.limits.count(&claims, &mut call.told).await?)
+    }
+
+    /// Counts a call that leads nowhere.
+    pub(crate) async fn count_stray(&self, call: &mut Call) -> Result<(), Error> {
+        self.limits.count(&self.limits.claims_of_stranger(call.client), &mut call.told).await
+    }
+
+    /// Tells a caller where it stands whose call does not count.
+    pub(crate) async fn look_at_stranger(&self, call: &mut Call) {
+        self.limits.look(&self.limits.claims_of_stranger(call.client), &mut call.told).await;
+    }
+
+    async fn judge(&self, arrival: &Arrival<'_>, call: &mut Call) -> Result<(), Stopped> {
+        let rpc = arrival.rpc;
+        let found = self.holder(arrival.headers, arrival.api_key_header, arrival.team, arrival.accepted).await;
+        let Some(principal) = found.map_err(|refusal| self.unknown(refusal, call))? else {
+            let refusal = Refusal::from(Error::unauthenticated());
+            return if rpc.method.serves(Caller::Anyone) { Ok(()) } else { Err(self.unknown(refusal, call)) };
         };
-        allowed_from(&principal, arrival.client).map_err(sent)?;
-        authorize(method, &principal, now_ms).map_err(sent)?;
-        Ok(Some(principal))
+        self.known(&principal, Some(call.client), call)?;
+        let judged = authorize(&rpc.method, &principal, self.clock.now_ms())
+            .and_then(|()| self.included(&principal, rpc.method.policy.feature()));
+        judged.map_err(|error| {
+            let claims = self.limits.claims(&rpc.rate_classes, Some(&principal), call.client, None);
+            Stopped { refusal: sent(error), claims: Box::new(claims), blameless: false }
+        })
+    }
+
+    /// Somebody whose credential was good: whether it may be used from here, and what its holder should be told.
+    fn known(&self, principal: &Arc<Principal>, client: Option<IpAddr>, call: &mut Call) -> Result<(), Stopped> {
+        // A refusal is known to be this key's, but its limit is not used up by whoever has stolen it.
+        call.principal = Some(Arc::clone(principal));
+        let allowed = match client {
+            Some(client) => allowed_from(principal, client),
+            None if principal.allowlist.is_empty() => Ok(()),
+            None => Err(Error::new(Reason::IpNotAllowed)),
+        };
+        allowed.map_err(|error| {
+            let claims = self.limits.claims_of_refused(call.client);
+            Stopped { refusal: sent(error), claims: Box::new(claims), blameless: false }
+        })?;
+        if let (Some(incidents), Some(client)) = (&self.incidents, client) {
+            incidents.used(principal, client);
+        }
+        tell_of(principal, self.clock.now_ms(), &mut call.told);
+        Ok(())
+    }
+
+    /// Nobody who is known: what the attempt counts as.
+    fn unknown(&self, refusal: Refusal, call: &Call) -> Stopped {
+        let reason = refusal.error.reason();
+        let claims = if reason == Reason::InvalidCredentials && refusal.credential_sent {
+            self.limits.claims_of_refused(call.client)
+        } else {
+            self.limits.claims_of_stranger(call.client)
+        };
+        // Nobody could be asked.
+        let blameless = matches!(reason, Reason::Unavailable | Reason::Deadline | Reason::Internal);
+        Stopped { refusal, claims: Box::new(claims), blameless }
+    }
+
+    /// Whether the team's tier includes what the call needs. The API itself is needed by every key.
+    fn included(&self, principal: &Principal, feature: Feature) -> Result<(), Error> {
+        let kind = principal.kind();
+        if principal.team_id.is_empty() || matches!(kind, Caller::FreeKey | Caller::SystemKey) {
+            return Ok(());
+        }
+        let tier = self.tiers.of_team(&principal.tier);
+        let by_key = matches!(kind, Caller::TeamKey | Caller::UserToken);
+        let needed = [(by_key, "api"), (feature == Feature::Webhooks, "webhooks")];
+        match needed.into_iter().find(|(is_needed, feature)| *is_needed && !tier.features.contains(*feature)) {
+            Some((_, feature)) => Err(self.upgrade(
+                Error::new(Reason::FeatureNotInPlan)
+                    .with_message(format!("The team's plan does not include this feature: {feature}")),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Names the place where an upgrade can be bought, if there is one.
+    pub(crate) fn upgrade(&self, error: Error) -> Error {
+        let Some(url) = &self.billing_url else { return error };
+        let agent_message = format!("{} The plan is changed at {url}", error.agent_message());
+        let message = format!("{}. The plan is changed at {url}", error.message());
+        error.with_message(message).with_agent_message(agent_message)
     }
 
     /// Whose the credential of these headers is, if there is one. It must be good and of an accepted kind.
@@ -128,45 +181,61 @@ impl Gate {
     ) -> Result<Option<Arc<Principal>>, Refusal> {
         let Some(credential) = credential(headers, api_key_header)? else { return Ok(None) };
         // Told by its form, before anybody is asked: an answer must not tell whether such a credential exists.
-        if kind_by_form(credential).is_some_and(|kind| !accepted.has(kind)) {
-            let message = "This kind of credential is not accepted here";
-            return Err(sent(Error::unauthenticated().with_message(message)));
+        if let Some(kind) = kind_by_form(credential).filter(|kind| !accepted.has(*kind)) {
+            return Err(sent(wrong_kind(kind, accepted)));
         }
         let (named, mode) = named_tenant(headers).map_err(Refusal::as_sent)?;
         let principal = self.authenticator.principal(credential, team.or(named), mode).await.map_err(sent)?;
-        if accepted.has(principal.kind()) { Ok(Some(principal)) } else { Err(sent(Error::unauthenticated())) }
+        let kind = principal.kind();
+        if accepted.has(kind) { Ok(Some(principal)) } else { Err(sent(wrong_kind(kind, accepted))) }
     }
-}
 
-/// Whose a credential is, outside of any method.
-#[derive(Debug)]
-pub(crate) struct Identified {
-    pub(crate) principal: Arc<Principal>,
-    /// What its holder should be told.
-    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl Gate {
-    /// Whose the credential of these headers is, if there is one. It must be good, of an accepted kind, and used from
-    /// where it may be used; where the address is not known, one that is bound to some is refused.
+    /// Whose the credential of these headers is, outside of any method. It must be good, of an accepted kind, and used
+    /// from where it may be used; where the address is not known, one that is bound to some is refused. The call counts
+    /// as one of the key; one without a credential is the caller's to judge, and counts by its address.
     pub(crate) async fn identify(
         &self,
         headers: &HeaderMap,
         accepted: Kinds,
         client: Option<IpAddr>,
-    ) -> Result<Option<Identified>, Refusal> {
-        let Some(principal) = self.holder(headers, true, None, accepted).await? else { return Ok(None) };
-        let now_ms = self.clock.now_ms();
-        if principal.expires_at_ms != 0 && principal.expires_at_ms <= now_ms {
-            return Err(sent(Error::unauthenticated()));
+        call: &mut Call,
+    ) -> Result<Option<Arc<Principal>>, Refusal> {
+        let stopped = match self.holder(headers, true, None, accepted).await {
+            Err(refusal) => self.unknown(refusal, call),
+            Ok(None) => {
+                self.count_stray(call).await?;
+                return Ok(None);
+            }
+            Ok(Some(principal)) => match self.outside(&principal, client, call) {
+                Ok(()) => {
+                    let claims = self.limits.claims(&[RateClass::PerKey], Some(&principal), call.client, None);
+                    self.limits.count(&claims, &mut call.told).await?;
+                    self.included(&principal, Feature::Unspecified).map_err(sent)?;
+                    return Ok(Some(principal));
+                }
+                Err(stopped) => stopped,
+            },
+        };
+        Err(self.stop(stopped, call).await)
+    }
+
+    /// Turns somebody away, who has then called once more.
+    async fn stop(&self, stopped: Stopped, call: &mut Call) -> Refusal {
+        if stopped.blameless {
+            self.limits.look(&stopped.claims, &mut call.told).await;
+            return stopped.refusal;
         }
-        match client {
-            Some(client) => allowed_from(&principal, client).map_err(sent)?,
-            None if principal.allowlist.is_empty() => {}
-            None => return Err(sent(Error::new(Reason::IpNotAllowed))),
+        match self.limits.count(&stopped.claims, &mut call.told).await {
+            Ok(()) => stopped.refusal,
+            Err(limited) => limited.into(),
         }
-        let headers = told_of(&principal, now_ms);
-        Ok(Some(Identified { principal, headers }))
+    }
+
+    fn outside(&self, principal: &Arc<Principal>, client: Option<IpAddr>, call: &mut Call) -> Result<(), Stopped> {
+        if principal.expires_at_ms != 0 && principal.expires_at_ms <= self.clock.now_ms() {
+            return Err(self.unknown(sent(Error::unauthenticated()), call));
+        }
+        self.known(principal, client, call)
     }
 }
 
@@ -203,12 +272,11 @@ pub(crate) fn allowed_from(principal: &Principal, client: IpAddr) -> Result<(), 
     }
 }
 
-/// What the holder of a credential should know of its end.
-fn told_of(principal: &Principal, now_ms: i64) -> Vec<(HeaderName, HeaderValue)> {
-    let mut headers = Vec::new();
+/// Tells the holder of a credential of its end.
+fn tell_of(principal: &Principal, now_ms: i64, told: &mut Told) {
     let mut tell = |name, at_ms| {
         if let Ok(time) = HeaderValue::from_str(&rfc3339(at_ms)) {
-            headers.push((HeaderName::from_static(name), time));
+            told.tell(HeaderName::from_static(name), time);
         }
     };
     if principal.superseded && principal.expires_at_ms != 0 {
@@ -217,11 +285,10 @@ fn told_of(principal: &Principal, now_ms: i64) -> Vec<(HeaderName, HeaderValue)>
     if principal.rotation_due_at_ms != 0 && principal.rotation_due_at_ms <= now_ms {
         tell("paperkey-key-rotation-due", principal.rotation_due_at_ms);
     }
-    headers
 }
 
 /// The one credential of a call, if it brings one.
-fn credential(headers: &HeaderMap, api_key_header: bool) -> Result<Option<&str>, Refusal> {
+pub(crate) fn credential(headers: &HeaderMap, api_key_header: bool) -> Result<Option<&str>, Refusal> {
     let bearer = single(headers, &AUTHORIZATION)?.map(|value| bearer(value).ok_or_else(no_good)).transpose()?;
     if !api_key_header {
         return Ok(bearer);

@@ -3,7 +3,7 @@
 //! Policy stands before the body, so that a stranger learns nothing of what a request should look like, and a body is
 //! read only for those who may send it.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -13,38 +13,40 @@ use http::{
 };
 use http_body_util::{BodyExt as _, Full};
 use paperkey_kit::principal::{Caller, nobody};
-use paperkey_proto::{Error, errors::v1::Reason, principal::v1::Principal};
+use paperkey_proto::{Error, errors::v1::Reason};
 use tonic::Status;
 
 use crate::{
     Inner,
     body::Body,
+    call::Call,
     edge,
     envelope::{Refusal, Teller, asks_for_problem},
+    once, pieces,
     policy::Arrival,
-    table::{Found, MAX_VARIABLES, RestRoute, Rpc},
-    transcode::{FRAME_HEADER_BYTES, Parts},
+    table::{Answers, Found, MAX_VARIABLES, RestRoute, Rpc},
+    transcode::{FRAME_HEADER_BYTES, Parts, bytes_of},
 };
 
 /// The longest answer that is taken from a service.
 const MAX_ANSWER_BYTES: usize = 16 * 1_024 * 1_024;
 
-type LimitHeaders = Vec<(HeaderName, HeaderValue)>;
+/// Says that an answer was given before.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// Answers a REST request.
-pub(crate) async fn answer<B>(gateway: &Inner, head: Head, body: B, client: IpAddr, request_id: &str) -> Response<Body>
+pub(crate) async fn answer<B>(gateway: &Inner, head: Head, body: B, call: &mut Call) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes>,
 {
     let path = head.uri.path();
-    let found = gateway.table.find(&head.method, path);
+    let found = gateway.table.find(&head.method, path, head.uri.query());
     let surface = match &found {
         Found::Route(route, _) => Some(route.surface),
         Found::OtherVerb(node) => node.surface(),
         Found::Nothing => gateway.contract.surface_of(path),
     };
     let shared = gateway.config.cors_any_origin && surface.is_some_and(edge::is_for_keys);
-    let mut limits = LimitHeaders::new();
     let mut unread = Some(body);
     let outcome = match &found {
         Found::Route(route, params) => {
@@ -54,14 +56,18 @@ where
                 *slot = (*field, value);
                 count += 1;
             }
-            serve(gateway, route, &variables[..count], &head, &mut unread, client, request_id, &mut limits).await
+            serve(gateway, route, &variables[..count], &head, &mut unread, call).await
         }
         Found::OtherVerb(node) if shared && edge::is_preflight(&head.method, &head.headers) => {
+            call.aside = true;
             let asked = head.headers.get(http::header::ACCESS_CONTROL_REQUEST_HEADERS);
             Ok(edge::preflight(node.allow.clone(), asked))
         }
-        Found::OtherVerb(node) => Err(Refusal::other_verb(node.allow.clone())),
-        Found::Nothing => Err(Error::new(Reason::NotFound).with_message("No such path").into()),
+        Found::OtherVerb(node) => stray(gateway, call, Refusal::other_verb(node.allow.clone())).await,
+        Found::Nothing => {
+            let nothing = Error::new(Reason::NotFound).with_message("No such path");
+            stray(gateway, call, nothing.into()).await
+        }
     };
     let cut_off = outcome
         .as_ref()
@@ -69,9 +75,10 @@ where
         .is_some_and(|refusal| matches!(refusal.error.reason(), Reason::BodyTooLarge | Reason::Deadline));
     let unread = cut_off || unread.is_some_and(|body| !body.is_end_stream());
     let mut response = outcome.unwrap_or_else(|refusal| {
+        call.failed(&refusal.error);
         let teller = Teller {
             surface: surface.map(|entry| &entry.options),
-            request_id,
+            request_id: &call.request_id,
             public_url: &gateway.config.public_url,
             path,
             problem: asks_for_problem(&head.headers),
@@ -79,9 +86,7 @@ where
         teller.tell(&refusal)
     });
     let headers = response.headers_mut();
-    for (name, value) in limits {
-        headers.insert(name, value);
-    }
+    call.told.put_on(headers);
     if unread {
         edge::hang_up(head.version, headers);
     }
@@ -91,53 +96,84 @@ where
     response
 }
 
-#[expect(clippy::too_many_arguments, reason = "the parts of one request, borrowed apart")]
+/// Refuses what leads nowhere. It counts all the same: guessing paths is no cheaper than calling.
+async fn stray(gateway: &Inner, call: &mut Call, refusal: Refusal) -> Result<Response<Body>, Refusal> {
+    gateway.gate.count_stray(call).await?;
+    Err(refusal)
+}
+
 async fn serve<B>(
     gateway: &Inner,
     route: &RestRoute,
     variables: &[(usize, &str)],
     head: &Head,
     body: &mut Option<B>,
-    client: IpAddr,
-    request_id: &str,
-    limits: &mut LimitHeaders,
+    call: &mut Call,
 ) -> Result<Response<Body>, Refusal>
 where
     B: http_body::Body<Data = Bytes>,
 {
     let rpc = &route.rpc;
     let options = &route.surface.options;
-    let admitted = gateway
-        .gate
-        .admit(&Arrival {
-            rpc,
-            surface: Some(route.surface.surface),
-            accepted: route.accepted,
-            api_key_header: options.api_key_header,
-            team: route.team.and_then(|at| variables.get(at)).map(|(_, team)| *team),
-            headers: &head.headers,
-            client,
-        })
-        .await?;
-    *limits = admitted.headers;
+    call.method = Some(rpc.method.clone());
+    call.resources = variables.iter().map(|(_, value)| (*value).to_owned()).collect();
+    let team = route.team.and_then(|at| variables.get(at)).map(|(_, team)| *team);
+    call.team = team.map(str::to_owned);
+    let arrival =
+        Arrival { rpc, accepted: route.accepted, api_key_header: options.api_key_header, team, headers: &head.headers };
+    gateway.must_be_seen(call).await?;
+    gateway.gate.admit(&arrival, call).await?;
 
+    let frame = message(gateway, route, variables, head, body).await;
+    if let Some(number) = rpc.rate_field {
+        let message = frame.as_ref().ok().and_then(|frame| frame.get(FRAME_HEADER_BYTES..));
+        let field = message.map(|message| bytes_of(message, number)).transpose()?.flatten();
+        gateway.gate.count(rpc, field, call).await?;
+    }
+    let frame = frame?;
+    if rpc.answers == Answers::Here {
+        let answer = gateway.verifier.answer(call.principal.as_ref(), &frame[FRAME_HEADER_BYTES..]).await?;
+        return json(gateway, route, &answer);
+    }
+
+    let once = once::of_call(&head.headers, rpc, options.api_key_header, call.principal.as_deref(), &frame)?;
+    let caller =
+        Caller { principal: call.principal.clone().unwrap_or_else(nobody), request_id: call.request_id.clone(), once };
+    let answering = exchange(gateway, rpc, frame, caller, &head.headers, call);
+    let answered = tokio::time::timeout(gateway.call_timeout, answering);
+    match answered.await.map_err(|_| Error::new(Reason::Deadline))?? {
+        Answered::Message(message) => json(gateway, route, &message),
+        Answered::Body(response) => Ok(response),
+    }
+}
+
+/// The frame of the message that a request makes.
+async fn message<B>(
+    gateway: &Inner,
+    route: &RestRoute,
+    variables: &[(usize, &str)],
+    head: &Head,
+    body: &mut Option<B>,
+) -> Result<Vec<u8>, Refusal>
+where
+    B: http_body::Body<Data = Bytes>,
+{
     let body = match body.take_if(|_| route.body) {
-        Some(body) => Some(json_body(gateway, rpc, &head.headers, body).await?),
+        Some(body) => Some(json_body(gateway, &route.rpc, &head.headers, body).await?),
         None => None,
     };
-    let parts = Parts { case: options.request_case(), variables, query: head.uri.query(), body: body.as_deref() };
-    let frame = gateway.table.schema.request(rpc.input, &parts).map_err(Refusal::as_sent)?;
+    let case = route.surface.options.request_case();
+    let parts = Parts { case, variables, query: head.uri.query(), body: body.as_deref() };
+    gateway.table.schema.request(route.rpc.input, &parts).map_err(Refusal::as_sent)
+}
 
-    let principal = admitted.principal;
-    let message = if rpc.verifies {
-        gateway.verifier.answer(principal.as_ref(), &frame[FRAME_HEADER_BYTES..]).await?.into()
-    } else {
-        call(gateway, rpc, frame, principal, &head.headers, request_id).await?
-    };
+/// The answer that a message is.
+fn json(gateway: &Inner, route: &RestRoute, message: &[u8]) -> Result<Response<Body>, Refusal> {
+    let rpc = &route.rpc;
     let mut response = if rpc.success == StatusCode::NO_CONTENT {
         Response::new(Body::empty())
     } else {
-        let json = gateway.table.schema.answer(rpc.output, options.response_case(), &message)?;
+        let json = gateway.table.schema.answer(rpc.output, route.surface.options.response_case(), message)?;
         let mut response = Response::new(Body::from(json));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
@@ -167,15 +203,23 @@ where
     Ok(body)
 }
 
-/// Calls a method with the bytes of a frame, and answers with the bytes of a message.
-async fn call(
+/// What a service answers with.
+enum Answered {
+    /// The bytes of a message.
+    Message(Bytes),
+    /// A body of its own.
+    Body(Response<Body>),
+}
+
+/// Calls a method with the bytes of a frame.
+async fn exchange(
     gateway: &Inner,
     rpc: &Rpc,
     frame: Vec<u8>,
-    principal: Option<Arc<Principal>>,
+    caller: Caller,
     incoming: &HeaderMap,
-    request_id: &str,
-) -> Result<Bytes, Error> {
+    call: &mut Call,
+) -> Result<Answered, Error> {
     let mut request = Request::new(tonic::body::Body::new(Full::new(Bytes::from(frame))));
     *request.method_mut() = Verb::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -183,20 +227,21 @@ async fn call(
     let headers = request.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(TE, HeaderValue::from_static("trailers"));
-    headers.insert("grpc-timeout", gateway.grpc_timeout.clone());
+    if rpc.answers != Answers::Body {
+        headers.insert("grpc-timeout", gateway.grpc_timeout.clone());
+    }
     if let Some(parent) = incoming.get("traceparent").filter(|parent| parent.len() <= 64) {
         headers.insert("traceparent", parent.clone());
     }
-    let caller = Caller { principal: principal.unwrap_or_else(nobody), request_id: request_id.to_owned() };
-    let exchange = async {
-        let response = rpc
-            .channel
-            .call_as(caller, &gateway.signer, request)
-            .await
-            .map_err(|status| Error::from_status(&status))?;
-        message_of(response).await
-    };
-    tokio::time::timeout(gateway.call_timeout, exchange).await.map_err(|_| Error::new(Reason::Deadline))?
+    let response = rpc.channel.call_as(caller, &gateway.signer, request).await;
+    let response = response.map_err(|status| Error::from_status(&status))?;
+    if rpc.answers == Answers::Body {
+        return pieces::body_of(response, gateway.call_timeout).await.map(Answered::Body);
+    }
+    if let Some(replayed) = response.headers().get(&REPLAYED) {
+        call.told.tell(REPLAYED, replayed.clone());
+    }
+    message_of(response).await.map(Answered::Message)
 }
 
 /// The one message of an answer, if the call succeeded.

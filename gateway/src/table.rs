@@ -1,7 +1,7 @@
 //! What the gateway serves, made once from the contract: rpcs by path, REST routes by path and verb.
 //!
-//! Methods that are not public are not in here at all, so no later code can let one through. Streaming methods have
-//! no REST route yet; a contract that gives one is refused when the table is made.
+//! Methods that are not public are not in here at all, so no later code can let one through. Of the streaming methods
+//! only those have a REST route that answer with a body in pieces.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,12 +10,12 @@ use paperkey_kit::channel::Channel;
 use paperkey_proto::{
     Contract,
     contract::{Method, SurfaceEntry},
-    options::v1::{Caller, Surface},
+    options::v1::{Caller, RateClass, Surface},
 };
 
 use crate::{
     GatewayError,
-    transcode::{MessageId, Schema},
+    transcode::{MessageId, Schema, pairs},
     verify::VERIFY_KEY,
 };
 
@@ -47,6 +47,17 @@ impl Kinds {
     }
 }
 
+/// What the answer of a method is, and whose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answers {
+    /// A message of the service's.
+    Message,
+    /// A body of its own, which the service sends in pieces.
+    Body,
+    /// The gateway has it at hand.
+    Here,
+}
+
 /// A public method, and the way to it.
 #[derive(Debug)]
 pub(crate) struct Rpc {
@@ -54,11 +65,15 @@ pub(crate) struct Rpc {
     /// Its path, as a request to its service names it.
     pub(crate) uri: Uri,
     pub(crate) channel: Channel,
-    /// Whether the gateway has the answer at hand.
-    pub(crate) verifies: bool,
+    /// What its answer is, and whose.
+    pub(crate) answers: Answers,
     pub(crate) input: MessageId,
     pub(crate) output: MessageId,
     pub(crate) success: StatusCode,
+    /// The classes that a call counts against.
+    pub(crate) rate_classes: Vec<RateClass>,
+    /// The number of the field of the message by which one of them counts.
+    pub(crate) rate_field: Option<u32>,
     pub(crate) max_body_bytes: usize,
     /// The only callers are nobody in particular: a credential says nothing here.
     pub(crate) only_anyone: bool,
@@ -80,6 +95,8 @@ pub(crate) struct RestRoute {
     /// Which of the variables names the team that the call is for.
     pub(crate) team: Option<usize>,
     pub(crate) body: bool,
+    /// The parameter of the query by which it is told from another route of the same path and verb.
+    on_query: Option<&'static str>,
 }
 
 /// All routes of one path.
@@ -120,16 +137,22 @@ impl Table {
         let mut nodes: Vec<(String, Vec<(Verb, RestRoute)>)> = Vec::new();
         for method in contract.methods().iter().filter(|method| method.is_public()) {
             let streams = method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
-            if streams && !method.routes.is_empty() {
+            if streams && !method.routes.is_empty() && !method.answers_with_a_body() {
                 return Err(GatewayError::StreamingRoute(method.path.clone()));
             }
             let rpc = Arc::new(Rpc {
                 uri: Uri::try_from(method.path.as_str()).map_err(|_| GatewayError::Path(method.path.clone()))?,
                 channel: channel(&method.owner).ok_or_else(|| GatewayError::NoChannel(method.owner.clone()))?,
-                verifies: method.path == VERIFY_KEY,
+                answers: match () {
+                    () if method.path == VERIFY_KEY => Answers::Here,
+                    () if method.answers_with_a_body() => Answers::Body,
+                    () => Answers::Message,
+                },
                 input: schema.learn(&method.descriptor.input())?,
                 output: schema.learn(&method.descriptor.output())?,
                 success: StatusCode::from_u16(method.success_code()).unwrap_or(StatusCode::OK),
+                rate_classes: method.policy.rate_classes().collect(),
+                rate_field: rate_field(contract, method),
                 max_body_bytes: method.max_body_bytes(),
                 only_anyone: method.callers.iter().all(|caller| *caller == Caller::Anyone),
                 accepted: surfaces_of(contract, method)
@@ -156,6 +179,7 @@ impl Table {
                     variables,
                     team: route.variables.iter().position(|name| name == TEAM_VARIABLE),
                     body: route.body,
+                    on_query: contract.method(&method.path).and_then(|method| method.on_query()),
                 };
                 let template = numbered(&route.template);
                 let at = nodes.iter().position(|(known, _)| *known == template).unwrap_or_else(|| {
@@ -168,7 +192,8 @@ impl Table {
         }
         let mut router = matchit::Router::new();
         for (template, verbs) in nodes {
-            let names: Vec<_> = verbs.iter().map(|(verb, _)| verb.as_str()).collect();
+            let mut names: Vec<_> = verbs.iter().map(|(verb, _)| verb.as_str()).collect();
+            names.dedup();
             let allow = HeaderValue::from_str(&names.join(", ")).map_err(|_| GatewayError::Path(template.clone()))?;
             router.insert(&template, Node { verbs, allow }).map_err(|_| GatewayError::Path(template))?;
         }
@@ -176,9 +201,15 @@ impl Table {
     }
 
     /// What a REST request leads to.
-    pub(crate) fn find<'p>(&self, verb: &Verb, path: &'p str) -> Found<'_, 'p> {
+    pub(crate) fn find<'p>(&self, verb: &Verb, path: &'p str, query: Option<&str>) -> Found<'_, 'p> {
         let Ok(matched) = self.router.at(path) else { return Found::Nothing };
-        match matched.value.verbs.iter().find(|(known, _)| known == verb) {
+        let asks = |route: &RestRoute| {
+            let parameter = route.on_query?;
+            Some(query.is_some_and(|query| pairs(query).any(|(name, _)| name == parameter)))
+        };
+        let of_verb = || matched.value.verbs.iter().filter(|(known, _)| known == verb);
+        let found = of_verb().find(|(_, route)| asks(route) == Some(true));
+        match found.or_else(|| of_verb().find(|(_, route)| asks(route).is_none())) {
             Some((_, route)) => Found::Route(route, matched.params),
             None => Found::OtherVerb(matched.value),
         }
@@ -200,6 +231,13 @@ impl Node {
     pub(crate) fn surface(&self) -> Option<&'static SurfaceEntry> {
         self.verbs.first().map(|(_, route)| route.surface)
     }
+}
+
+/// The field by which calls of a method are counted, where one of its classes counts by a field.
+fn rate_field(contract: &Contract, method: &Method) -> Option<u32> {
+    let by_field = method.policy.rate_classes().any(|class| contract.counts_by_field(class));
+    let field = method.descriptor.input().get_field_by_name(&method.policy.rate_subject);
+    field.filter(|_| by_field).map(|field| field.number())
 }
 
 /// A method lives as long as the contract does, and so does its path.
@@ -241,7 +279,7 @@ mod tests {
         for method in Contract::get().methods() {
             for route in &method.routes {
                 let path = route.template.replace(['{', '}'], "");
-                let Found::Route(found, params) = table.find(&route.verb, &path) else {
+                let Found::Route(found, params) = table.find(&route.verb, &path, method.on_query()) else {
                     panic!("{} {path} leads nowhere", route.verb)
                 };
                 assert_eq!(found.rpc.method.path, method.path);
@@ -265,11 +303,11 @@ mod tests {
     #[test]
     fn another_verb_is_told_which_verbs_there_are() {
         let table = table();
-        let Found::OtherVerb(node) = table.find(&Verb::PUT, "/products/prod_1") else { panic!("it is known") };
+        let Found::OtherVerb(node) = table.find(&Verb::PUT, "/products/prod_1", None) else { panic!("it is known") };
         assert_eq!(node.allow, "GET, PATCH, DELETE");
-        assert!(matches!(table.find(&Verb::HEAD, "/products"), Found::OtherVerb(_)));
+        assert!(matches!(table.find(&Verb::HEAD, "/products", None), Found::OtherVerb(_)));
         for path in ["/products/", "/products//api-keys", "/product", "/v1/status/", "", "*"] {
-            assert!(matches!(table.find(&Verb::GET, path), Found::Nothing), "{path}");
+            assert!(matches!(table.find(&Verb::GET, path, None), Found::Nothing), "{path}");
         }
     }
 

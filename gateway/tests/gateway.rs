@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
@@ -12,13 +12,14 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use paperkey_gateway::{Body, Gateway, GatewayConfig, LimitedCall, Limiter};
+use paperkey_gateway::{Body, Gateway, GatewayConfig, GatewayDeps};
 use paperkey_kit::{
     authn::Authenticator,
     channel::Channel,
-    clock::Clock,
+    clock::{Clock, ManualClock},
+    limits::{Limiter, MemoryLimiter, Subjects},
     policy::Guarded,
     principal::{Caller as Verified, Signer},
     secrets::Keyring,
@@ -28,6 +29,7 @@ use paperkey_proto::{
     Error,
     auth::v1 as auth,
     catalog::v1 as catalog,
+    error::catalogue,
     errors::v1::Reason,
     licensing::v1 as licensing,
     options::v1::{Caller, Scope},
@@ -37,6 +39,9 @@ use prost::Message as _;
 use serde_json::{Value as Json, json};
 use tonic::{Request as Rpc, Response as Answer, Status};
 use tower::Service;
+
+#[path = "gateway/limits.rs"]
+mod limits;
 
 const PEER: &str = "203.0.113.7:4321";
 const NOW_MS: i64 = 1_790_000_000_000;
@@ -172,7 +177,8 @@ impl Authenticator for Doorman {
         let kind = match credential {
             "pk_1" => Caller::ProductPublicKey,
             "sk_1" => Caller::ProductSecretKey,
-            "pk_live_1" | "pk_live_readonly" => Caller::TeamKey,
+            "pk_live_1" | "pk_live_readonly" | "pk_live_own7" | "pk_live_own9000" | "pk_live_team500"
+            | "pk_live_scale" | "pk_live_gone" | "pk_live_rotated" => Caller::TeamKey,
             "a.b.c" => Caller::Account,
             _ => return Err(Error::unauthenticated()),
         };
@@ -184,23 +190,19 @@ impl Authenticator for Doorman {
             role: if kind == Caller::Account { Role::Owner.into() } else { Role::Unspecified.into() },
             scopes: vec![Scope::ProductsRead.into(), Scope::ProductsWrite.into(), Scope::LicensesCheck.into()],
             read_only: credential.ends_with("readonly"),
+            tier: match credential.rsplit('_').next() {
+                Some(word @ ("scale" | "gone")) => word.to_owned(),
+                _ => "free".to_owned(),
+            },
+            requests_per_minute: match credential {
+                "pk_live_own7" => 7,
+                "pk_live_own9000" => 9_000,
+                _ => 0,
+            },
+            lineage: if credential == "pk_live_rotated" { "pk_live_1".into() } else { String::new() },
+            team_requests_per_minute: if credential.ends_with("team500") { 500 } else { 0 },
             ..Principal::default()
         }))
-    }
-}
-
-/// Refuses what comes from one address, and notes where everything else comes from.
-struct Counter(Arc<Mutex<Vec<IpAddr>>>);
-
-#[async_trait]
-impl Limiter for Counter {
-    async fn check(&self, call: &LimitedCall<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Error> {
-        self.0.lock().unwrap().push(call.client);
-        if call.client.to_string() == "198.51.100.66" {
-            return Err(Error::new(Reason::RateLimited).with_retry_after(Duration::from_secs(3)));
-        }
-        let left = if call.principal.is_some() { "59" } else { "4" };
-        Ok(vec![(HeaderName::from_static("ratelimit-remaining"), HeaderValue::from_static(left))])
     }
 }
 
@@ -208,7 +210,7 @@ impl Limiter for Counter {
 struct House {
     gateway: Gateway,
     seen: Seen,
-    clients: Arc<Mutex<Vec<IpAddr>>>,
+    hand: ManualClock,
 }
 
 fn house() -> House {
@@ -216,16 +218,15 @@ fn house() -> House {
 }
 
 fn house_with(change: impl FnOnce(&mut GatewayConfig)) -> House {
-    let (clock, _) = Clock::manual(NOW_MS);
+    let (clock, hand) = Clock::manual(NOW_MS);
     let signer = Signer::new(&Keyring::for_tests(), clock.clone());
     let seen = Seen::default();
-    let seen_clients = Arc::default();
     let services = Services(Arc::clone(&seen));
     let rpcs = Rpcs::new(licensing::license_check_service_server::LicenseCheckServiceServer::new(services.clone()))
         .add_service(catalog::catalog_service_server::CatalogServiceServer::new(services.clone()))
         .add_service(auth::status_service_server::StatusServiceServer::new(services));
     let channel = Channel::local();
-    channel.bind(Guarded::new(rpcs, signer.clone(), clock.clone(), None));
+    channel.bind(Guarded::new(rpcs, signer.clone(), clock.clone(), None, None));
     let owners = ["auth", "catalog", "licensing", "webhook"];
     let channels: HashMap<_, _> = owners.map(|owner| (owner.to_owned(), channel.clone())).into();
     let mut config = GatewayConfig {
@@ -235,11 +236,22 @@ fn house_with(change: impl FnOnce(&mut GatewayConfig)) -> House {
         call_timeout_ms: 10_000,
         upstreams: Vec::new(),
         version: "1.2.3",
+        tiers: Arc::default(),
+        limits: paperkey_kit::config::Limits::default(),
+        billing_url: None,
     };
     change(&mut config);
-    let limiter = Arc::new(Counter(Arc::clone(&seen_clients)));
-    let gateway = Gateway::new(config, channels, Arc::new(Doorman), signer, clock, Some(limiter)).unwrap();
-    House { gateway, seen, clients: seen_clients }
+    let deps = GatewayDeps {
+        channels,
+        authenticator: Arc::new(Doorman),
+        signer,
+        limiter: Arc::new(Limiter::Memory(MemoryLimiter::new(clock.clone()))),
+        subjects: Subjects::new(&Keyring::for_tests()),
+        clock,
+        audit: None,
+        incidents: None,
+    };
+    House { gateway: Gateway::new(config, deps).unwrap(), seen, hand }
 }
 
 struct Said {
@@ -251,6 +263,10 @@ struct Said {
 impl Said {
     fn json(&self) -> Json {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{:?} is no JSON", self.body))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.body.to_vec()).unwrap()
     }
 
     fn header(&self, name: &str) -> &str {
@@ -448,19 +464,6 @@ async fn a_large_body_is_refused() {
 }
 
 #[tokio::test]
-async fn limits_count_the_client_behind_the_proxy_and_are_told_in_every_answer() {
-    let house = house_with(|config| config.trusted_proxies = vec!["203.0.113.0/24".parse().unwrap()]);
-    let said = house.ask("GET /v1/status", &[("x-forwarded-for", "6.6.6.6, 198.51.100.1")], "").await;
-    assert_eq!(said.header("ratelimit-remaining"), "4");
-    assert_eq!(house.clients.lock().unwrap().last().unwrap().to_string(), "198.51.100.1");
-    let said = house.validate(r#"{"license_key": "WRONG"}"#).await;
-    assert_eq!((said.status, said.header("ratelimit-remaining")), (400, "59"));
-    let said = house.ask("GET /v1/status", &[("x-forwarded-for", "198.51.100.66")], "").await;
-    assert_eq!((said.status, said.header("retry-after")), (429, "3"));
-    assert_eq!(said.json()["error"]["code"], "PB_RATE_LIMIT_EXCEEDED");
-}
-
-#[tokio::test]
 async fn problem_details_are_sent_to_those_who_ask() {
     let said = house().ask("GET /v1/nowhere", &[("accept", "application/problem+json")], "").await;
     assert_eq!(said.header("content-type"), "application/problem+json");
@@ -502,11 +505,106 @@ async fn people_are_led_to_a_page() {
     let said = house.ask("POST /app/", &[], "").await;
     assert_eq!((said.status, said.header("allow")), (405, "GET, HEAD"));
     assert_eq!(said.json()["requestId"], said.header("x-request-id"));
+}
 
-    let said = house.ask("GET /docs/errors/PB_MONTHLY_QUOTA_EXCEEDED", &[], "").await;
-    assert!(said.status == 200 && String::from_utf8_lossy(&said.body).contains("quota_exceeded"));
-    assert_eq!(house.ask("GET /docs/errors/PB_NO_SUCH", &[], "").await.status, 404);
-    assert_eq!(house.ask("GET /docs/errors/", &[], "").await.status, 404);
+#[tokio::test]
+async fn every_error_has_a_page_for_people_and_one_for_programs() {
+    let house = house();
+    let list = house.ask("GET /docs/errors/", &[], "").await;
+    let list_of_programs = house.ask("GET /docs/errors.md", &[], "").await.text();
+    for (_, entry) in catalogue() {
+        let path = format!("/docs/errors/{}", entry.agent_code);
+        let said = house.ask(&format!("GET {path}"), &[], "").await;
+        assert_eq!((said.status, said.header("content-type")), (200, "text/html; charset=utf-8"), "{path}");
+        assert!(said.header("content-security-policy").starts_with("default-src 'none'; style-src 'sha256-"));
+        assert_eq!(said.header("cache-control"), "public, max-age=300");
+        let html = said.text();
+        assert!(html.contains(&entry.flat_code) && html.contains(&entry.typed_code));
+        for forbidden in ["<script", "style=\"", "onclick", "http://", "src="] {
+            assert!(!html.contains(forbidden), "{path} holds {forbidden}");
+        }
+        assert!(list.text().contains(&format!("href=\"{path}\"")), "{path} is not listed");
+        let said = house.ask(&format!("GET {path}.md"), &[], "").await;
+        assert_eq!((said.status, said.header("content-type")), (200, "text/markdown; charset=utf-8"), "{path}");
+        assert!(said.text().starts_with(&format!("# `{}`\n", entry.agent_code)));
+        assert!(list_of_programs.contains(&format!("(https://keys.example{path}.md)")), "{path} is not listed");
+    }
+    let redirects = [
+        ("/docs/errors", "/docs/errors/"),
+        ("/docs/errors/pb_not_found", "/docs/errors/PB_NOT_FOUND"),
+        ("/docs/errors/pb_not_found.md", "/docs/errors/PB_NOT_FOUND.md"),
+        ("/docs/errors/ip_not_allowed", "/docs/errors/PB_IP_NOT_ALLOWED"),
+    ];
+    for (from, to) in redirects {
+        let said = house.ask(&format!("GET {from}"), &[], "").await;
+        assert_eq!((said.status, said.header("location")), (307, to), "{from}");
+    }
+    for path in ["PB_NO_SUCH", "PB_NOT_FOUND/", "PB_NOT_FOUND.md.md", "%3Cscript%3E", "//", "errors.md"] {
+        let said = house.ask(&format!("GET /docs/errors/{path}"), &[], "").await;
+        assert_eq!((said.status, said.header("cache-control")), (404, "no-cache"), "{path}");
+        assert!(said.text().contains("No such error") && !said.text().contains("script>"), "{path}");
+    }
+    let said = house.ask("DELETE /docs/errors/PB_NOT_FOUND", &[], "").await;
+    assert_eq!((said.status, said.header("allow")), (405, "GET, HEAD"));
+}
+
+#[tokio::test]
+async fn the_commands_on_the_pages_of_errors_get_those_errors() {
+    let house = house();
+    let mut tried = 0;
+    for (_, entry) in catalogue() {
+        let page = house.ask(&format!("GET /docs/errors/{}.md", entry.agent_code), &[], "").await.text();
+        let Some(command) = page.lines().find(|line| line.contains("curl -i ")) else { continue };
+        // The quotes of a shell: every second piece is one word.
+        let mut words = Vec::new();
+        for (at, piece) in command.split('\'').enumerate() {
+            if at % 2 == 1 { words.push(piece) } else { words.extend(piece.split_whitespace()) }
+        }
+        let after = |flag: &str| words.iter().position(|word| *word == flag).and_then(|at| words.get(at + 1)).copied();
+        let url = words.iter().find_map(|word| word.strip_prefix("https://keys.example")).unwrap();
+        let zeros = "\0".repeat(70_000);
+        let body = after("-d").or_else(|| after("--data-binary").map(|_| zeros.as_str()));
+        let verb = after("-X").unwrap_or_else(|| body.map_or("GET", |_| "POST"));
+        let form = body.map(|_| ("content-type", "application/x-www-form-urlencoded"));
+        let given = after("-H").map(|header| header.split_once(": ").unwrap()).map(|(_, kind)| ("content-type", kind));
+        let headers: Vec<_> = given.or(form).into_iter().collect();
+        let said = house.ask(&format!("{verb} {url}"), &headers, body.unwrap_or_default().to_owned()).await;
+        assert_eq!(u32::from(said.status), entry.http_status, "{command}");
+        let codes = [&entry.flat_code, &entry.typed_code, &entry.agent_code];
+        assert!(codes.iter().any(|code| said.text().contains(code.as_str())), "{command}: {}", said.text());
+        tried += 1;
+    }
+    assert!(tried >= 6, "{tried}");
+}
+
+#[tokio::test]
+async fn the_reference_is_served_to_anyone() {
+    let said = house().ask("GET /api/openapi.json", &[], "").await;
+    assert_eq!((said.status, said.header("content-type")), (200, "application/json"));
+    let document = said.json();
+    assert_eq!((&document["openapi"], &document["info"]["version"]), (&json!("3.1.0"), &json!("1.2.3")));
+    assert_eq!(document["servers"], json!([{"url": "https://keys.example"}]));
+    assert!(document["paths"]["/v1/licenses/validate"]["post"].is_object());
+}
+
+#[tokio::test]
+async fn a_key_of_the_wrong_kind_is_told_why_it_is_one() {
+    let house = house();
+    let problem = ("accept", "application/problem+json");
+    // Told by its form: nobody is asked whether such a key exists.
+    let public_key = ("authorization", "Bearer pk_0123456789012345678901234567890123");
+    for path in ["/api/v1/products", "/v1/keys", "/v1/status"] {
+        let said = house.ask(&format!("GET {path}"), &[public_key, problem], "").await;
+        let json = said.json();
+        assert_eq!((said.status, &json["detail"]), (401, &json!("A product's public key (pk_) is not accepted here")));
+        let advice = json["agent_message"].as_str().unwrap();
+        assert!(advice.contains("license checks under /v1/licenses. Send a team key (pk_live_"), "{path}: {advice}");
+    }
+    let said = house.ask("GET /v1/keys", &[public_key], "").await;
+    assert!(said.json()["error"]["agent_message"].as_str().unwrap().contains("ships in apps"));
+    let said = house.ask("POST /v1/licenses/validate", &[ACCOUNT, problem], "{}").await;
+    assert!(said.json()["agent_message"].as_str().unwrap().contains("Send a product's public key (pk_) here."));
+    assert_eq!(house.calls(), 0);
 }
 
 /// The gateway as a transport of generated clients.

@@ -16,9 +16,16 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use paperkey_gateway::{Body, Gateway, GatewayConfig};
+use paperkey_gateway::{Body, Gateway, GatewayConfig, GatewayDeps};
 use paperkey_kit::{
-    authn::Authenticator, channel::Channel, clock::Clock, principal::Signer, secrets::Keyring, token::TokenKind,
+    authn::Authenticator,
+    channel::Channel,
+    clock::Clock,
+    config::Limits,
+    limits::{Limiter, MemoryLimiter, Subjects},
+    principal::Signer,
+    secrets::Keyring,
+    token::TokenKind,
 };
 use paperkey_proto::{
     Contract, Error,
@@ -74,6 +81,7 @@ fn team_key(id: &str, team: &str, mode: Mode) -> Principal {
         team_id: team.into(),
         mode: mode.into(),
         scopes: vec![Scope::KeysRead.into(), Scope::LicensesRead.into(), Scope::LicensesWrite.into()],
+        tier: "scale".into(),
         ..Principal::default()
     }
 }
@@ -90,10 +98,23 @@ impl House {
             call_timeout_ms: 10_000,
             version: "1.2.3",
             upstreams: Vec::new(),
+            tiers: Arc::default(),
+            limits: Limits::default(),
+            billing_url: None,
         };
         let doorman = Arc::new(Doorman::default());
         let authenticator = Arc::clone(&doorman) as Arc<dyn Authenticator>;
-        let gateway = Gateway::new(config, channels.into(), authenticator, signer, clock, None).unwrap();
+        let deps = GatewayDeps {
+            channels: channels.into(),
+            authenticator,
+            signer,
+            limiter: Arc::new(Limiter::Memory(MemoryLimiter::new(clock.clone()))),
+            subjects: Subjects::new(&Keyring::for_tests()),
+            clock,
+            audit: None,
+            incidents: None,
+        };
+        let gateway = Gateway::new(config, deps).unwrap();
         let house = Self { gateway, doorman };
         house.called_by(team_key("key_caller", "team_1", Mode::Live));
         house
@@ -130,7 +151,12 @@ impl House {
         assert_eq!(said.json["valid"], json!(code == "valid"), "{}", said.json);
 
         let text = |name: &str| body[name].as_str().map(str::to_owned);
-        let request = VerifyKeyRequest { key: text("key").unwrap(), scope: text("scope"), ip: text("ip") };
+        let request = VerifyKeyRequest {
+            key: text("key").unwrap(),
+            scope: text("scope"),
+            ip: text("ip"),
+            ..VerifyKeyRequest::default()
+        };
         let told = self.by_grpc(request).await.unwrap();
         let word = told.code().as_str_name().trim_start_matches("VERIFICATION_CODE_").to_lowercase();
         assert_eq!((word, told.valid), (code.clone(), code == "valid"));
@@ -181,7 +207,8 @@ async fn a_good_key_is_told_with_what_it_may_do() {
     assert_eq!(
         said.json,
         json!({"valid": true, "code": "valid", "key_id": "key_1", "team_id": "team_1", "mode": "live",
-            "scopes": ["keys:read", "licenses:read", "licenses:write"]})
+            "scopes": ["keys:read", "licenses:read", "licenses:write"], "quota": null,
+            "ratelimit": {"limit": 3000, "remaining": 2999, "resets_at": "2026-09-21T14:14:20.000Z"}})
     );
     assert_eq!(house.code(json!({"key": token, "scope": "licenses:write", "ip": "192.0.2.1"})).await, "valid");
     // With the credential that calls, too.
@@ -194,7 +221,7 @@ async fn what_is_no_good_key_of_the_team_is_one_answer() {
     let house = House::new();
     let foreign = house.token(TokenKind::TeamLive, team_key("key_2", "team_2", Mode::Live));
     let expected = json!({"valid": false, "code": "invalid_key", "key_id": null, "team_id": null, "mode": null,
-        "scopes": []});
+        "scopes": [], "ratelimit": null, "quota": null});
     let other_scope = json!({"key": foreign, "scope": "audit:write", "ip": "192.0.2.1"});
     for body in [json!({"key": foreign}), other_scope, json!({"key": TokenKind::TeamLive.generate()})] {
         assert_eq!(house.verify(body.clone()).await.json, expected);
@@ -337,7 +364,12 @@ async fn what_is_asked_must_make_sense_whatever_the_key() {
             assert_eq!(said.status, 400, "{name}={value}: {}", said.json);
             assert_eq!(said.json["error"]["details"][0]["field"], name);
             let text = |wanted| (name == wanted).then(|| value.to_owned());
-            let request = VerifyKeyRequest { key: key.into(), scope: text("scope"), ip: text("ip") };
+            let request = VerifyKeyRequest {
+                key: key.into(),
+                scope: text("scope"),
+                ip: text("ip"),
+                ..VerifyKeyRequest::default()
+            };
             let refused = Error::from_status(&house.by_grpc(request).await.unwrap_err());
             assert_eq!((refused.reason(), refused.violations()[0].field.as_str()), (Reason::ValidationFailed, name));
         }

@@ -27,6 +27,11 @@ pub(crate) fn bytes(name: &'static str) -> ColumnDef {
     ColumnDef::new(name).blob().not_null().take()
 }
 
+/// Hashes that may be absent.
+pub(crate) fn optional_bytes(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).blob().null().take()
+}
+
 /// Yes or no.
 pub(crate) fn boolean(name: &'static str) -> ColumnDef {
     ColumnDef::new(name).boolean().not_null().take()

@@ -7,11 +7,11 @@ use sea_orm_migration::{
     sea_query::{Index, IndexCreateStatement, Table, TableCreateStatement},
 };
 
-use crate::columns::{bytes, integer, numbered, text};
+use crate::columns::{bytes, integer, numbered, optional_text, text};
 
 /// The migrations with which every service's list begins.
 pub fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-    vec![Box::new(Tables)]
+    vec![Box::new(Tables), Box::new(Audit)]
 }
 
 /// Only these tables: for tests of the storage layer.
@@ -54,6 +54,38 @@ impl MigrationTrait for Tables {
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         for table in TABLES.into_iter().rev() {
             manager.drop_table(Table::drop().table(table).to_owned()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whose log an audit entry belongs to, what its actor is called, and the batch in which it goes to auth.
+struct Audit;
+
+impl MigrationName for Audit {
+    fn name(&self) -> &'static str {
+        "kit_0002_audit"
+    }
+}
+
+const AUDIT_COLUMNS: [&str; 3] = ["team_id", "actor_name", "batch"];
+
+#[async_trait::async_trait]
+impl MigrationTrait for Audit {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for column in AUDIT_COLUMNS {
+            // SQLite adds one column at a time.
+            let add = Table::alter().table("audit_entries").add_column(optional_text(column)).take();
+            manager.alter_table(add).await?;
+        }
+        let by_batch = Index::create().name("audit_entries_by_batch").table("audit_entries").col("batch").take();
+        manager.create_index(by_batch).await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.get_connection().execute_unprepared("DROP INDEX audit_entries_by_batch").await?;
+        for column in AUDIT_COLUMNS.into_iter().rev() {
+            manager.alter_table(Table::alter().table("audit_entries").drop_column(column).take()).await?;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use prost_reflect::{
 
 use crate::{
     DESCRIPTORS,
+    errors::v1::Reason,
     options::v1::{
         Caller, Envelope, LetterCase, MethodPolicy, RateClass, RateClassOptions, Scope, ScopeOptions, Surface,
         SurfaceOptions, Tenant, Visibility,
@@ -164,6 +165,11 @@ impl Contract {
         self.scopes.iter().map(|(scope, options)| (*scope, options))
     }
 
+    /// Whether calls of a class are counted by a field of their message.
+    pub fn counts_by_field(&self, class: RateClass) -> bool {
+        self.rate_classes.get(&class).is_some_and(|options| options.by_field)
+    }
+
     /// All rate classes, with what they are called.
     pub fn rate_classes(&self) -> impl Iterator<Item = (RateClass, &RateClassOptions)> {
         self.rate_classes.iter().map(|(class, options)| (*class, options))
@@ -184,6 +190,18 @@ impl Method {
     /// Whether it only reads: its REST verb is GET.
     pub fn is_read(&self) -> bool {
         !self.routes.is_empty() && self.routes.iter().all(|route| route.verb == Verb::GET)
+    }
+
+    /// The parameter of the query by which it takes a route that it shares.
+    pub fn on_query(&self) -> Option<&str> {
+        Some(self.policy.on_query.as_str()).filter(|parameter| !parameter.is_empty())
+    }
+
+    /// Whether its answer is a body of its own instead of a message in JSON.
+    pub fn answers_with_a_body(&self) -> bool {
+        let output = self.descriptor.output();
+        let has = |name, kind: Kind| output.get_field_by_name(name).is_some_and(|field| field.kind() == kind);
+        self.descriptor.is_server_streaming() && has("content_type", Kind::String) && has("data", Kind::Bytes)
     }
 
     /// The HTTP status of success.
@@ -234,7 +252,10 @@ impl Reader<'_> {
             for descriptor in service.methods() {
                 let Some(method) = self.method(&contract, &service, descriptor) else { continue };
                 for route in &method.routes {
-                    let key = format!("{} {}", route.verb, anonymous(&route.template));
+                    let key = match method.on_query() {
+                        Some(parameter) => format!("{} {}?{parameter}", route.verb, anonymous(&route.template)),
+                        None => format!("{} {}", route.verb, anonymous(&route.template)),
+                    };
                     if let Some(other) = taken.insert(key.clone(), method.path.clone()) {
                         self.problem(&method.path, &format!("shares the route {key} with {other}"));
                     }
@@ -287,6 +308,11 @@ impl Reader<'_> {
             .all(|caller| Caller::try_from(*caller).is_ok_and(|caller| caller != Caller::Unspecified));
         require(!policy.callers.is_empty() && callers_known, "names no caller, or one that nobody defines");
         require(policy.visibility() != Visibility::Unspecified, "has no visibility");
+        let reasons_known = policy
+            .reasons
+            .iter()
+            .all(|reason| Reason::try_from(*reason).is_ok_and(|reason| reason != Reason::Unspecified));
+        require(reasons_known, "fails for a reason that is not in the catalogue");
         require(policy.tenant() != Tenant::Unspecified, "does not say whose data it touches");
         if policy.scope != 0 {
             require(
@@ -302,6 +328,15 @@ impl Reader<'_> {
             require(!matches!(policy.tenant(), Tenant::Caller | Tenant::Any), "touches a team's data without a scope");
             require(!policy.owner_only, "is for Owners only, and has no scope");
         }
+        let streams = method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
+        require(
+            method.routes.is_empty() || !streams || method.answers_with_a_body(),
+            "streams and has a REST route, but its answers are no pieces of a body (content_type, data)",
+        );
+        require(
+            policy.on_query.is_empty() || input.get_field_by_name(&policy.on_query).is_some(),
+            "takes its route by a query parameter that is no field of its request",
+        );
         for class in &policy.rate_classes {
             let options = RateClass::try_from(*class).ok().and_then(|class| contract.rate_classes.get(&class));
             require(options.is_some(), "counts against a rate class that nobody defines");
@@ -319,6 +354,13 @@ impl Reader<'_> {
             code != 204 || method.descriptor.output().fields().len() == 0,
             "answers 204 and has fields that nobody would see",
         );
+        if policy.idempotent {
+            // A key is kept under the credential that it came with, and the one answer is kept whole.
+            require(
+                method.is_public() && !streams && !method.serves(Caller::Anyone),
+                "takes an Idempotency-Key, and is not a public method of one answer that needs a credential",
+            );
+        }
         if method.is_public() {
             require(!policy.rate_classes.is_empty(), "is public and counts against no rate class");
             require(

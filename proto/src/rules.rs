@@ -50,6 +50,53 @@ enum ValueRule {
     Message(Arc<MessageRules>),
 }
 
+/// What the rules of a field demand, for those who describe it to callers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Demands {
+    /// It must be there, and not be empty.
+    pub required: bool,
+    /// The fewest and the most items of a list.
+    pub items: (Option<u64>, Option<u64>),
+    /// No item of a list may be there twice.
+    pub unique: bool,
+    /// The fewest and the most characters of a text, or of each text in a list.
+    pub length: (Option<u64>, Option<u64>),
+    /// A text is an email address.
+    pub email: bool,
+    /// A text is one of these words; any text where there are none.
+    pub words: Vec<String>,
+    /// The least and the greatest number.
+    pub range: (Option<i64>, Option<i64>),
+}
+
+/// What the rules of a field demand.
+pub fn demands_of(field: &FieldDescriptor) -> Demands {
+    let Some(extension) = pool().get_extension_by_name("buf.validate.field") else { return Demands::default() };
+    let options = field.options();
+    let declared = options.get_extension(&extension);
+    let declared = declared.as_message().filter(|_| options.has_extension(&extension));
+    let rule = field_rule(field, declared, None, false);
+    let mut demands = Demands {
+        required: rule.required,
+        items: (Some(rule.min_items).filter(|least| *least > 0), Some(rule.max_items).filter(|most| *most < u64::MAX)),
+        unique: rule.unique,
+        ..Demands::default()
+    };
+    match rule.value {
+        ValueRule::Text { min, max, email, words, .. } => {
+            // What is required is not empty.
+            let least = if rule.required && !rule.list { min.max(1) } else { min };
+            demands.length = (Some(least).filter(|least| *least > 0), Some(max).filter(|most| *most < u64::MAX));
+            (demands.email, demands.words) = (email, words);
+        }
+        ValueRule::Integer { min, max } => {
+            demands.range = (Some(min).filter(|least| *least > i64::MIN), Some(max).filter(|most| *most < i64::MAX));
+        }
+        ValueRule::Any | ValueRule::Message(_) => {}
+    }
+    demands
+}
+
 /// The rules of a message type; `None` where it has none.
 pub fn of<M: Name>() -> Option<&'static MessageRules> {
     static TABLES: LazyLock<HashMap<String, HashMap<String, Arc<MessageRules>>>> = LazyLock::new(|| tables(pool()));

@@ -135,6 +135,35 @@ fn an_internal_method_has_no_route_and_a_public_one_serves_people() {
 }
 
 #[test]
+fn a_method_takes_an_idempotency_key_only_where_one_answer_is_kept_for_a_credential() {
+    let refused = "takes an Idempotency-Key, and is not";
+    let policy = format!("{GOOD_POLICY} idempotent: true");
+    assert_eq!(problems_of(&[method("GetThing", "get: \"/products/{id}\"", &policy)]), Vec::<String>::new());
+    let open = "callers: [CALLER_ACCOUNT, CALLER_ANYONE] tenant: TENANT_NONE rate_classes: [RATE_CLASS_PER_IP] \
+                visibility: VISIBILITY_PUBLIC idempotent: true";
+    assert_refused(&[method("GetThing", "get: \"/products/{id}\"", open)], refused);
+    let internal = "callers: [CALLER_SERVICE] tenant: TENANT_NONE visibility: VISIBILITY_INTERNAL idempotent: true";
+    assert_refused(&[method("GetThing", "", internal)], refused);
+    let streaming = method("GetThing", "", &policy).replace("returns (", "returns (stream ");
+    assert_refused(&[streaming], refused);
+}
+
+/// What these say is not a change: a look at a key, and at a licence. And who has left or signed out is not known there
+/// any more, so nobody could be told the answer again.
+const NEVER_AGAIN: [&str; 4] = ["VerifyKey", "ValidateLicense", "LeaveTeam", "Logout"];
+
+#[test]
+fn every_post_that_changes_something_for_a_credential_takes_an_idempotency_key() {
+    for method in Contract::get().methods().iter().filter(|method| method.is_public()) {
+        let posts = method.routes.iter().any(|route| route.verb == http::Method::POST);
+        let streams = method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
+        let never_again = NEVER_AGAIN.contains(&method.descriptor.name());
+        let expected = posts && !streams && !never_again && !method.serves(Caller::Anyone);
+        assert_eq!(method.policy.idempotent, expected, "{}", method.path);
+    }
+}
+
+#[test]
 fn every_public_method_of_the_contract_has_a_route_and_a_comment() {
     let contract = Contract::get();
     assert!(contract.methods().len() > 20, "the contract is read");
@@ -165,7 +194,7 @@ fn a_path_belongs_to_the_surface_with_the_longest_prefix() {
 #[test]
 fn the_catalogue_has_a_whole_entry_for_every_reason() {
     let reasons = pool().get_enum_by_name("paperkey.errors.v1.Reason").unwrap();
-    let mut agent_codes = HashSet::new();
+    let (mut agent_codes, mut typed_codes) = (HashSet::new(), HashSet::new());
     let mut count = 0;
     for value in reasons.values().filter(|value| value.number() != 0) {
         let entry = error::entry(Reason::try_from(value.number()).unwrap());
@@ -176,12 +205,25 @@ fn the_catalogue_has_a_whole_entry_for_every_reason() {
             assert!(!text.is_empty(), "{name} says too little");
         }
         assert!(entry.agent_message.len() > 20, "{name} does not tell an agent what to do");
+        assert!(entry.cause.len() > 20, "{name} does not tell a person why");
         assert!(entry.agent_code.starts_with("PB_"), "{name} has no agent code");
         assert!(agent_codes.insert(entry.agent_code.clone()), "{name} shares its page with another");
+        assert!(typed_codes.insert(entry.typed_code.clone()), "{name} shares its code with another");
+        let pace = matches!(entry.http_status, 429 | 500..);
+        assert!(!entry.retryable || pace, "{name} can be retried, and nothing would be different");
         count += 1;
     }
     // Every reason of the specification; "license not usable" is two, as it has two codes.
     assert_eq!(count, 24);
+    assert_eq!(error::catalogue().count(), count);
+}
+
+#[test]
+fn a_method_fails_for_no_reason_that_nobody_defines() {
+    let policy = format!("{GOOD_POLICY} reasons: [REASON_CONFLICT, REASON_UNSPECIFIED]");
+    assert_refused(&[method("GetThing", "get: \"/products/{id}\"", &policy)], "fails for a reason");
+    let policy = format!("{GOOD_POLICY} reasons: [REASON_CONFLICT]");
+    assert_eq!(problems_of(&[method("GetThing", "get: \"/products/{id}\"", &policy)]), Vec::<String>::new());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use paperkey_proto::errors::v1::Reason;
+use paperkey_proto::{Contract, errors::v1::Reason};
 use serde_json::Value;
 
 use crate::{envelope, leaks::tokens_in};
@@ -179,6 +179,7 @@ impl Api {
         let answer = Answer::new(asked, path, head.status, head.headers, body);
         if self.public {
             answer.bears_a_request_id();
+            answer.tells_of_limits();
             answer.tells_no_secret();
         }
         Ok(answer)
@@ -250,6 +251,20 @@ impl Answer {
         let refused = self.status.is_client_error() || self.status.is_server_error();
         let found = if refused { tokens_in(&self.body) } else { Vec::new() };
         assert!(found.is_empty(), "{}: the refusal holds {found:?}: {}", self.asked, self.text());
+    }
+
+    /// Every answer of the API tells how many calls are left.
+    #[track_caller]
+    fn tells_of_limits(&self) {
+        let of_the_api = Contract::get().surface_of(&self.path).is_some();
+        let asks_for_leave = self.asked.starts_with("OPTIONS ");
+        if of_the_api && !asks_for_leave {
+            for name in ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"] {
+                let number = self.header(name).and_then(|text| text.parse::<i64>().ok());
+                assert!(number.is_some(), "{} does not tell {name}: {:?}", self.asked, self.headers);
+            }
+            assert!(self.header("ratelimit").is_some() && self.header("ratelimit-policy").is_some(), "{}", self.asked);
+        }
     }
 
     /// Every answer of the API can be found in the log.

@@ -41,6 +41,13 @@ pub const SERVICES: [&str; 4] = ["auth", "catalog", "licensing", "webhook"];
 /// Ports that no outgoing connection is given.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
+/// All callers of a test have one address, and one of most things. Tests of limits set their own.
+const GENEROUS_LIMITS: &str = "{ per_key = { requests = 1000000 }, per_ip = { requests = 1000000 }, \
+     auth = { requests = 1000000 }, license_validate = { requests = 1000000 }, \
+     license_activate = { requests = 1000000 }, test_key = { requests = 1000000 }, \
+     refused_credentials = { requests = 1000000 } }";
+const GENEROUS_TIERS: &str = "{ free = { requests_per_minute = 1000000 } }";
+
 /// How often a fleet is started anew because a port was taken in the meantime.
 const TRIES: u32 = 10;
 
@@ -132,6 +139,8 @@ impl Installation {
     fn empty(kind: Kind, database: Option<PostgresDatabase>, settings: &Settings) -> Self {
         let folder = TempDir::with_prefix("paperkey-suite-").expect("a temporary folder can be made");
         let mut environment = vec![
+            ("PAPERKEY__LIMITS".to_owned(), GENEROUS_LIMITS.to_owned()),
+            ("PAPERKEY__TIERS".to_owned(), GENEROUS_TIERS.to_owned()),
             ("PAPERKEY__TELEMETRY__LOG".to_owned(), "json".to_owned()),
             ("PAPERKEY__WEBHOOKS__ALLOW_HTTP".to_owned(), "true".to_owned()),
             ("PAPERKEY__WEBHOOKS__ALLOW_PRIVATE_NETWORKS".to_owned(), "true".to_owned()),

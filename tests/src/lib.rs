@@ -20,6 +20,7 @@ pub mod people;
 pub mod process;
 pub mod proxy;
 pub mod receiver;
+pub mod redis;
 pub mod wait;
 
 pub use api::{Answer, Api};
@@ -28,6 +29,7 @@ pub use installation::{Installation, Kind, Settings};
 pub use people::{Account, License, Product};
 pub use proxy::Proxy;
 pub use receiver::Receiver;
+pub use redis::Redis;
 pub use wait::{eventually, within};
 
 /// Makes tests on both kinds of installation out of async functions that take an [`Installation`]:
@@ -49,6 +51,33 @@ macro_rules! on_both_kinds {
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $scenario() {
                     if let Some(fleet) = $crate::Installation::fleet().await {
+                        super::$scenario(fleet).await;
+                    }
+                }
+            )+
+        }
+    };
+}
+
+/// The same for installations that are set up differently: by what a function says.
+#[macro_export]
+macro_rules! on_both_kinds_with {
+    ($settings:ident; $($scenario:ident),+ $(,)?) => {
+        mod all_in_one {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $scenario() {
+                    let settings = super::$settings();
+                    super::$scenario($crate::Installation::all_in_one_with(settings).await).await;
+                }
+            )+
+        }
+
+        mod fleet {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $scenario() {
+                    if let Some(fleet) = $crate::Installation::fleet_with(super::$settings()).await {
                         super::$scenario(fleet).await;
                     }
                 }

@@ -4,6 +4,7 @@
 //! with the status that a caller should see. A gRPC error would be open where Envoy is set to `failure_mode_allow`.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -17,12 +18,19 @@ use http::{
 };
 use http_body_util::{BodyExt as _, Full};
 use paperkey_kit::principal::REQUEST_ID_HEADER;
-use paperkey_proto::{Contract, Error, errors::v1::Reason, options::v1::Scope};
+use paperkey_proto::{Contract, Error, errors::v1::Reason};
+use parking_lot::Mutex;
 use tonic::{Code, Status};
 use tower::Service as _;
 
-use super::{IDENTITY, identity, is_our_word, is_read, judge};
-use crate::{Inner, edge, envelope::Refusal, transcode::FRAME_HEADER_BYTES};
+use super::{IDENTITY, MAX_COST, Terms, identity, is_our_word, is_read, judge};
+use crate::{
+    Inner,
+    call::{Call, Told},
+    edge,
+    envelope::Refusal,
+    transcode::FRAME_HEADER_BYTES,
+};
 
 mod wire {
     #![expect(
@@ -53,17 +61,25 @@ const MAX_QUESTION_BYTES: usize = 1_024 * 1_024;
 /// The frame of an empty message.
 const NO_QUESTION: Bytes = Bytes::from_static(&[0; FRAME_HEADER_BYTES]);
 
-/// The name by which the configuration of a route says the scope.
+/// The names by which the configuration of a route says what must hold, and what it costs.
 const SCOPE: &str = "scope";
+const METER: &str = "meter";
+const COST: &str = "cost";
 
 /// Answers a call of Envoy's.
 pub(crate) async fn answer(
     gateway: &Arc<Inner>,
     request: Request<tonic::body::Body>,
     peer: SocketAddr,
-    request_id: &str,
+    call: &mut Call,
 ) -> Response<tonic::body::Body> {
-    let door = |closed| Door { gateway: Arc::clone(gateway), peer, request_id: request_id.to_owned(), closed };
+    let request_id = call.request_id.clone();
+    let lent = Arc::new(Mutex::new(None));
+    let mut door = |closed| {
+        // One that took too long has not brought its call back.
+        *lent.lock() = Some(call.lend());
+        Door { gateway: Arc::clone(gateway), peer, call: Arc::clone(&lent), closed }
+    };
     let mut service = AuthorizationServer::new(door(None)).max_decoding_message_size(MAX_QUESTION_BYTES);
     let uri = request.uri().clone();
     let answer = tokio::time::timeout(gateway.call_timeout, service.call(request)).await;
@@ -84,8 +100,18 @@ pub(crate) async fn answer(
             answer.unwrap_or_else(|impossible: Infallible| match impossible {})
         }
     };
-    if let Ok(id) = HeaderValue::from_str(request_id) {
+    if let Ok(id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID_HEADER, id);
+    }
+    let learnt = lent.lock().take();
+    if let Some(learnt) = learnt {
+        call.take_back(learnt);
+    }
+    // No such method: nobody was asked anything.
+    if Status::from_header_map(response.headers()).is_some_and(|status| status.code() == Code::Unimplemented) {
+        let counted = gateway.gate.count_stray(call).await;
+        call.failed(&counted.err().unwrap_or_else(|| Error::new(Reason::MethodNotAllowed)));
+        call.told.put_on(response.headers_mut());
     }
     response
 }
@@ -104,7 +130,8 @@ fn unread(headers: &HeaderMap) -> Option<Reason> {
 struct Door {
     gateway: Arc<Inner>,
     peer: SocketAddr,
-    request_id: String,
+    /// Lent to the one question that is answered at a time.
+    call: Arc<Mutex<Option<Call>>>,
     /// Why it is closed to all.
     closed: Option<Reason>,
 }
@@ -113,7 +140,7 @@ struct Door {
 struct Question {
     headers: HeaderMap,
     client: Option<IpAddr>,
-    scope: Option<Scope>,
+    terms: Terms,
     writes: Option<bool>,
 }
 
@@ -126,22 +153,33 @@ impl Authorization for Door {
             Some(reason) => Err(Error::new(reason)),
             None => self.read(&attributes, &http),
         };
+        let taken = self.call.lock().take();
+        let Some(mut call) = taken else { return Err(Error::internal("a question was asked twice").into()) };
         let (headers, judged) = match read {
             Ok(question) => {
-                let Question { headers, client, scope, writes } = question;
-                let judged = judge(&self.gateway, &headers, client, scope, writes).await;
+                let Question { headers, client, terms, writes } = question;
+                if let Some(client) = client {
+                    call.client = client;
+                }
+                let judged = judge(&self.gateway, &headers, client, &terms, writes, &mut call).await;
                 (headers, judged)
             }
-            Err(error) => (HeaderMap::new(), Err(Refusal::as_sent(error))),
-        };
-        let answer = match judged {
-            Ok(identified) => passes(&headers, &identity(&identified.principal)),
-            Err(refusal) => {
-                let path = http.path.split('?').next().unwrap_or_default();
-                let told = self.gateway.doorman(path, &headers, &self.request_id).tell(&refusal);
-                self.denied(&refusal, told).await
+            Err(error) => {
+                let counted = self.gateway.gate.count_stray(&mut call).await;
+                (HeaderMap::new(), Err(counted.map_or_else(Refusal::from, |()| Refusal::as_sent(error))))
             }
         };
+        let answer = match judged {
+            Ok(principal) => passes(&headers, &identity(&principal), &call.told),
+            Err(refusal) => {
+                call.failed(&refusal.error);
+                let path = http.path.split('?').next().unwrap_or_default();
+                let mut told = self.gateway.doorman(path, &headers, &call.request_id).tell(&refusal);
+                call.told.put_on(told.headers_mut());
+                denied(&refusal, told, &call.request_id).await
+            }
+        };
+        *self.call.lock() = Some(call);
         Ok(tonic::Response::new(answer))
     }
 }
@@ -149,16 +187,7 @@ impl Authorization for Door {
 impl Door {
     fn read(&self, attributes: &AttributeContext, http: &HttpRequest) -> Result<Question, Error> {
         let headers = headers_of(http)?;
-        let mut scope = None;
-        for (name, value) in &attributes.context_extensions {
-            // A name that is not understood may be a check that somebody relies on.
-            if name != SCOPE {
-                return Err(Error::field(format!("context_extensions.{name}"), "is not known: there is scope"));
-            }
-            let known = Contract::get().scope_named(value);
-            let wrong = || Error::field("context_extensions.scope", "must be a scope, such as licenses:read");
-            scope = Some(known.ok_or_else(wrong)?);
-        }
+        let terms = self.terms(&attributes.context_extensions)?;
         let trusted = self.gateway.trusts(self.peer);
         let client = if trusted {
             // Without an address, such as behind a Unix socket, a key that is bound to some does not pass.
@@ -170,35 +199,67 @@ impl Door {
             Some(self.peer.ip().to_canonical())
         };
         let writes = trusted.then(|| !is_read(&http.method));
-        Ok(Question { headers, client, scope, writes })
+        Ok(Question { headers, client, terms, writes })
     }
 
-    async fn denied(&self, refusal: &Refusal, told: Response<crate::body::Body>) -> CheckResponse {
-        let code = match refusal.error.entry().grpc_code {
-            // Never OK, whatever the catalogue says.
-            0 => i32::from(Code::PermissionDenied),
-            code => code,
-        };
-        let (mut head, body) = told.into_parts();
-        head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Ok(id) = HeaderValue::from_str(&self.request_id) {
-            head.headers.insert(REQUEST_ID_HEADER, id);
+    /// What the configuration of the route asks for.
+    fn terms(&self, said: &HashMap<String, String>) -> Result<Terms, Error> {
+        let mut terms = Terms::default();
+        let mut cost = None;
+        let wrong = |name: &str, what: &str| Error::field(format!("context_extensions.{name}"), what);
+        for (name, value) in said {
+            match name.as_str() {
+                SCOPE => {
+                    let known = Contract::get().scope_named(value);
+                    terms.scope = Some(known.ok_or_else(|| wrong(name, "must be a scope, such as licenses:read"))?);
+                }
+                METER if self.gateway.config.tiers.meters().contains(value.as_str()) => {
+                    terms.meter = Some((value.clone(), 1));
+                }
+                METER => return Err(wrong(name, "must be a meter that a tier gives a quota of, such as renders")),
+                COST => {
+                    let units = value.parse().ok().filter(|units| (0..=MAX_COST).contains(units));
+                    cost = Some(units.ok_or_else(|| wrong(name, "must be a number of units from 0 to 1000000000"))?);
+                }
+                // A name that is not understood may be a check that somebody relies on.
+                _ => return Err(wrong(name, "is not known: there are scope, meter and cost")),
+            }
         }
-        // What a teller says is at hand and whole.
-        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        CheckResponse {
-            status: Some(wire::Status { code, message: refusal.error.message().to_owned() }),
-            http_response: Some(HttpResponse::DeniedResponse(DeniedHttpResponse {
-                status: Some(HttpStatus { code: i32::from(head.status.as_u16()) }),
-                headers: head.headers.iter().map(|(name, value)| overwriting(name, value)).collect(),
-                body: String::from_utf8_lossy(&body).into_owned(),
-            })),
+        match (&mut terms.meter, cost) {
+            (Some((_, units)), Some(cost)) => *units = cost,
+            (None, Some(_)) => return Err(wrong(COST, "is that of a meter, and none is named")),
+            (_, None) => {}
         }
+        Ok(terms)
+    }
+}
+
+/// What Envoy answers whoever does not pass.
+async fn denied(refusal: &Refusal, told: Response<crate::body::Body>, request_id: &str) -> CheckResponse {
+    let code = match refusal.error.entry().grpc_code {
+        // Never OK, whatever the catalogue says.
+        0 => i32::from(Code::PermissionDenied),
+        code => code,
+    };
+    let (mut head, body) = told.into_parts();
+    head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        head.headers.insert(REQUEST_ID_HEADER, id);
+    }
+    // What a teller says is at hand and whole.
+    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    CheckResponse {
+        status: Some(wire::Status { code, message: refusal.error.message().to_owned() }),
+        http_response: Some(HttpResponse::DeniedResponse(DeniedHttpResponse {
+            status: Some(HttpStatus { code: i32::from(head.status.as_u16()) }),
+            headers: head.headers.iter().map(|(name, value)| overwriting(name, value)).collect(),
+            body: String::from_utf8_lossy(&body).into_owned(),
+        })),
     }
 }
 
 /// Lets a request pass, with the identity in place of whatever it said of itself.
-fn passes(headers: &HeaderMap, told: &[(HeaderName, HeaderValue)]) -> CheckResponse {
+fn passes(headers: &HeaderMap, told: &[(HeaderName, HeaderValue)], back: &Told) -> CheckResponse {
     let is_told = |name: &HeaderName| told.iter().any(|(known, _)| known == name);
     let arrived = headers.keys().filter(|name| is_our_word(name.as_str()) && !IDENTITY.contains(name));
     // Envoy may send a part of the headers only, so all names of an identity are named.
@@ -208,6 +269,7 @@ fn passes(headers: &HeaderMap, told: &[(HeaderName, HeaderValue)]) -> CheckRespo
         http_response: Some(HttpResponse::OkResponse(OkHttpResponse {
             headers: told.iter().map(|(name, value)| overwriting(name, value)).collect(),
             headers_to_remove: removed.map(ToString::to_string).collect(),
+            response_headers_to_add: back.iter().map(|(name, value)| overwriting(name, value)).collect(),
         })),
     }
 }

@@ -4,16 +4,20 @@
 //! with the identity in headers, and anything else is the answer that the caller gets. The body is never looked at.
 //!
 //! `scope` names what the credential must be allowed to do. `deny=403` is for nginx, whose `auth_request` makes a 500
-//! of everything but 401 and 403: other refusals then come as 403, with the real status in `Paperkey-Status`. There is
-//! no `meter` and no `cost` yet, and names that are not known are refused.
+//! of everything but 401 and 403: other refusals then come as 403, with the real status in `Paperkey-Status`. `meter`
+//! and `cost` name units that the call takes of its team's month. Names that are not known are refused.
+
+use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, request::Parts as Head};
-use paperkey_proto::{Contract, Error, errors::v1::Reason, options::v1::Scope};
+use paperkey_kit::config::Tiers;
+use paperkey_proto::{Contract, Error, errors::v1::Reason};
 
-use super::{Origin, identity, is_read, judge};
+use super::{MAX_COST, Terms, identity, is_read, judge};
 use crate::{
     Inner,
     body::Body,
+    call::Call,
     edge,
     envelope::Refusal,
     transcode::{pairs, percent_decoded},
@@ -37,32 +41,42 @@ const MAX_ECHO_CHARS: usize = 64;
 /// What the proxy wants to know.
 #[derive(Debug, Default)]
 struct Question {
-    scope: Option<Scope>,
+    terms: Terms,
     /// Whether only 401 and 403 can be carried.
     deny: bool,
 }
 
 /// Answers a proxy.
-pub(crate) async fn answer(gateway: &Inner, head: &Head, body_unread: bool, origin: Origin<'_>) -> Response<Body> {
-    let (question, fault) = Question::read(head.uri.query());
-    let trusted = gateway.trusts(origin.peer);
+pub(crate) async fn answer(
+    gateway: &Inner,
+    head: &Head,
+    body_unread: bool,
+    peer: SocketAddr,
+    call: &mut Call,
+) -> Response<Body> {
+    let (question, fault) = Question::read(head.uri.query(), &gateway.config.tiers);
+    let trusted = gateway.trusts(peer);
     let writes = if trusted { writes(&head.headers) } else { None };
-    let judged = match fault {
-        Some(fault) => Err(Refusal::as_sent(fault)),
-        None => judge(gateway, &head.headers, Some(origin.client), question.scope, writes).await,
+    let judged = if let Some(fault) = fault {
+        let counted = gateway.gate.count_stray(call).await;
+        Err(counted.map_or_else(Refusal::from, |()| Refusal::as_sent(fault)))
+    } else {
+        let client = Some(call.client);
+        judge(gateway, &head.headers, client, &question.terms, writes, call).await
     };
     let mut response = match judged {
-        Ok(identified) => {
+        Ok(principal) => {
             let mut response = Response::new(Body::empty());
-            response.headers_mut().extend(identity(&identified.principal));
-            response.headers_mut().extend(identified.headers);
+            response.headers_mut().extend(identity(&principal));
             response
         }
         Err(refusal) => {
+            call.failed(&refusal.error);
             let path = if trusted { original_path(&head.headers) } else { None };
-            gateway.doorman(path.unwrap_or(PATH), &head.headers, origin.request_id).tell(&refusal)
+            gateway.doorman(path.unwrap_or(PATH), &head.headers, &call.request_id).tell(&refusal)
         }
     };
+    call.told.put_on(response.headers_mut());
     let status = response.status();
     if question.deny && !matches!(status, StatusCode::OK | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         response.headers_mut().insert(REAL_STATUS, HeaderValue::from(status.as_u16()));
@@ -76,33 +90,51 @@ pub(crate) async fn answer(gateway: &Inner, head: &Head, body_unread: bool, orig
 
 impl Question {
     /// What was understood, and what was not.
-    fn read(query: Option<&str>) -> (Self, Option<Error>) {
+    fn read(query: Option<&str>, tiers: &Tiers) -> (Self, Option<Error>) {
         let mut question = Self::default();
+        let (mut meter, mut cost) = (None, None);
         let mut fault: Option<Error> = None;
+        let mut blame = |name: &str, wrong: &'static str| {
+            let error = fault.take().unwrap_or_else(|| Error::new(Reason::ValidationFailed));
+            fault = Some(error.with_violation(name.chars().take(MAX_ECHO_CHARS).collect::<String>(), wrong));
+        };
         let mut seen = Vec::new();
         for (raw, value) in pairs(query.unwrap_or_default()) {
             let name = percent_decoded(raw, true).unwrap_or_else(|| raw.into());
             let value = percent_decoded(value, true);
             let wrong = match (&*name, value.as_deref()) {
-                (known @ ("scope" | "deny"), _) if seen.contains(&known.to_owned()) => Some("is there twice"),
+                (known @ ("scope" | "meter" | "cost" | "deny"), _) if seen.contains(&known.to_owned()) => {
+                    Some("is there twice")
+                }
                 ("scope", Some(word)) => {
-                    question.scope = Contract::get().scope_named(word);
-                    question.scope.is_none().then_some("must be a scope, such as licenses:read")
+                    question.terms.scope = Contract::get().scope_named(word);
+                    question.terms.scope.is_none().then_some("must be a scope, such as licenses:read")
+                }
+                ("meter", Some(word)) => {
+                    meter = Some(word.to_owned()).filter(|word| tiers.meters().contains(word.as_str()));
+                    meter.is_none().then_some("must be a meter that a tier gives a quota of, such as renders")
+                }
+                ("cost", Some(units)) => {
+                    cost = units.parse().ok().filter(|units| (0..=MAX_COST).contains(units));
+                    cost.is_none().then_some("must be a number of units from 0 to 1000000000")
                 }
                 ("deny", Some("403")) => {
                     question.deny = true;
                     None
                 }
                 ("deny", _) => Some("must be 403"),
-                ("scope", None) => Some("must be valid UTF-8, percent-encoded"),
+                ("scope" | "meter" | "cost", None) => Some("must be valid UTF-8, percent-encoded"),
                 _ => Some("unknown query parameter"),
             };
             if let Some(wrong) = wrong {
-                let error = fault.take().unwrap_or_else(|| Error::new(Reason::ValidationFailed));
-                fault = Some(error.with_violation(name.chars().take(MAX_ECHO_CHARS).collect::<String>(), wrong));
+                blame(&name, wrong);
             }
             seen.push(name.into_owned());
         }
+        if cost.is_some() && !seen.iter().any(|name| name == "meter") {
+            blame("cost", "is that of a meter, and none is named");
+        }
+        question.terms.meter = meter.map(|meter| (meter, cost.unwrap_or(1)));
         (question, fault)
     }
 }
@@ -126,19 +158,25 @@ fn original_path(headers: &HeaderMap) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use paperkey_proto::options::v1::Scope;
+
     use super::*;
 
     fn fields(query: &str) -> Vec<String> {
-        let (_, fault) = Question::read(Some(query));
+        let (_, fault) = Question::read(Some(query), &Tiers::default());
         fault.map_or_else(Vec::new, |fault| fault.violations().iter().map(|v| v.field.clone()).collect())
     }
 
     #[test]
     fn a_question_is_understood_whole_or_refused() {
-        let (question, fault) = Question::read(Some("scope=licenses%3Aread&deny=403"));
-        assert!(fault.is_none() && question.deny && question.scope == Some(Scope::LicensesRead));
-        assert!(Question::read(None).1.is_none() && Question::read(Some("")).1.is_none());
-        assert_eq!(fields("meter=renders&cost=1"), ["meter", "cost"]);
+        let read = |query| Question::read(query, &Tiers::default());
+        let (question, fault) = read(Some("scope=licenses%3Aread&deny=403&meter=renders"));
+        assert!(fault.is_none() && question.deny && question.terms.scope == Some(Scope::LicensesRead));
+        assert_eq!(question.terms.meter, Some(("renders".to_owned(), 1)));
+        assert_eq!(read(Some("meter=renders&cost=0")).0.terms.meter, Some(("renders".to_owned(), 0)));
+        assert!(read(None).1.is_none() && read(Some("")).1.is_none());
+        assert_eq!(fields("cost=1"), ["cost"]);
+        assert_eq!(fields("meter=moons&cost=-1"), ["meter", "cost"]);
         assert_eq!(fields("scop=licenses:read"), ["scop"]);
         for query in ["scope=", "scope=licenses", "scope=%ff", "scope", "scope=licenses:read&scope=keys:read"] {
             assert_eq!(fields(query), ["scope"], "{query}");

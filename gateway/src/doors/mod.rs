@@ -4,33 +4,39 @@
 //! and [`upstream`] stands in front of whole servers. All three take the credentials of the platform surface and judge
 //! them alike. They are no methods of the contract: what they guard has a shape that the contract does not know.
 //!
-//! Deliberately absent: limits and meters. The limiter counts methods of the contract.
+//! A call through a door counts as one of its key, and takes units of a meter where the question or the mount names one.
 
 pub(crate) mod envoy;
 pub(crate) mod forward_auth;
 pub(crate) mod upstream;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, Response};
 use paperkey_kit::{
+    meters::Taken,
     policy::{holds, role_allows},
     principal::mode_word,
+    values::rfc3339,
 };
 use paperkey_proto::{
     Contract, Error,
     contract::SurfaceEntry,
     errors::v1::Reason,
     options::v1::{Caller, Scope, Surface},
-    principal::v1::Principal,
+    principal::v1::{Mode, Principal},
 };
 
 use crate::{
     GatewayConfig, GatewayError, Inner,
     body::Body,
+    call::Call,
     edge,
     envelope::{Refusal, Teller},
-    policy::Identified,
     table::Kinds,
 };
 
@@ -59,16 +65,6 @@ pub(crate) enum Answered {
     Theirs(Response<Body>),
 }
 
-/// Where a request comes from.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Origin<'a> {
-    /// The other end of the socket.
-    pub(crate) peer: SocketAddr,
-    /// The client, as far as proxies that are trusted say.
-    pub(crate) client: IpAddr,
-    pub(crate) request_id: &'a str,
-}
-
 impl Doors {
     pub(crate) fn new(contract: &'static Contract, config: &GatewayConfig) -> Result<Self, GatewayError> {
         let platform = contract
@@ -77,7 +73,11 @@ impl Doors {
             .find(|entry| entry.surface == Surface::Platform)
             .ok_or_else(|| GatewayError::Path(forward_auth::PATH.to_owned()))?;
         let people = platform.options.callers().filter(|kind| !matches!(kind, Caller::Anyone | Caller::Service));
-        Ok(Self { platform, accepted: Kinds::of(people), mounts: upstream::Mounts::new(&config.upstreams)? })
+        Ok(Self {
+            platform,
+            accepted: Kinds::of(people),
+            mounts: upstream::Mounts::new(&config.upstreams, &config.tiers)?,
+        })
     }
 
     /// Whether a path leads through a door.
@@ -87,15 +87,15 @@ impl Doors {
 }
 
 /// Answers a request whose path leads through a door.
-pub(crate) async fn answer<B>(gateway: &Inner, request: Request<B>, origin: Origin<'_>) -> Answered
+pub(crate) async fn answer<B>(gateway: &Inner, request: Request<B>, peer: SocketAddr, call: &mut Call) -> Answered
 where
     B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (head, body) = request.into_parts();
     match gateway.doors.mounts.find(head.uri.path()) {
-        Some(mount) => upstream::answer(gateway, mount, head, body, origin).await,
-        None => Answered::Ours(forward_auth::answer(gateway, &head, !body.is_end_stream(), origin).await),
+        Some(mount) => upstream::answer(gateway, mount, head, body, peer, call).await,
+        None => Answered::Ours(forward_auth::answer(gateway, &head, !body.is_end_stream(), peer, call).await),
     }
 }
 
@@ -149,18 +149,63 @@ fn is_our_word(name: &str) -> bool {
     name.starts_with("x-paperkey-") || name.starts_with("paperkey-")
 }
 
+/// Units of one call at most.
+const MAX_COST: i64 = 1_000_000_000;
+
+/// What must hold for whoever comes through, and what it costs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Terms {
+    pub(crate) scope: Option<Scope>,
+    /// The meter that units are taken of, and how many.
+    pub(crate) meter: Option<(String, i64)>,
+}
+
 /// Identifies whoever sent these headers, and lets them pass or not. Nobody in particular is refused here.
 async fn judge(
     gateway: &Inner,
     headers: &HeaderMap,
     client: Option<IpAddr>,
-    scope: Option<Scope>,
+    terms: &Terms,
     writes: Option<bool>,
-) -> Result<Identified, Refusal> {
-    let identified = gateway.gate.identify(headers, gateway.doors.accepted, client).await?;
-    let identified = identified.ok_or_else(|| Refusal::from(Error::unauthenticated()))?;
-    may(&identified.principal, scope, writes).map_err(|error| Refusal { credential_sent: true, ..error.into() })?;
-    Ok(identified)
+    call: &mut Call,
+) -> Result<Arc<Principal>, Refusal> {
+    gateway.must_be_seen(call).await?;
+    let principal = gateway.gate.identify(headers, gateway.doors.accepted, client, call).await?;
+    let principal = principal.ok_or_else(|| Refusal::from(Error::unauthenticated()))?;
+    may(&principal, terms.scope, writes).map_err(|error| Refusal { credential_sent: true, ..error.into() })?;
+    take(gateway, &principal, terms.meter.as_ref()).await?;
+    Ok(principal)
+}
+
+/// Takes the units that a call costs, or refuses it.
+async fn take(gateway: &Inner, principal: &Principal, meter: Option<&(String, i64)>) -> Result<Option<Taken>, Error> {
+    let Some((meter, cost)) = meter else { return Ok(None) };
+    // The installation's own key belongs to no team that could run out of anything.
+    if principal.team_id.is_empty() {
+        return Ok(None);
+    }
+    let taken = gateway.meters.take(principal, meter, *cost).await?;
+    if !taken.granted {
+        return Err(gateway.used_up(meter, &taken));
+    }
+    // What only looks, and what test data takes, is nothing that could come back.
+    Ok(Some(taken).filter(|_| *cost > 0 && principal.mode() != Mode::Test))
+}
+
+impl Inner {
+    /// What a team is told whose units are used up.
+    fn used_up(&self, meter: &str, taken: &Taken) -> Error {
+        let Taken { used, limit, resets_at_ms, .. } = taken;
+        let limit = limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
+        let until = rfc3339(*resets_at_ms);
+        let message = format!(
+            "The call takes more than is left of the month's {meter}: {used} of {limit} are used until {until}"
+        );
+        let wait_ms = u64::try_from(resets_at_ms - self.clock.now_ms()).unwrap_or(0);
+        let units = format!("{limit} units of {meter} a month");
+        let error = Error::new(Reason::QuotaExceeded).with_message(message).with_quota_violation(meter, units);
+        self.gate.upgrade(error.with_retry_after(Duration::from_millis(wait_ms)))
+    }
 }
 
 impl Inner {

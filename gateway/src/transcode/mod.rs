@@ -19,7 +19,7 @@ mod tests;
 
 use std::collections::HashMap;
 
-use paperkey_proto::options::v1::LetterCase;
+use paperkey_proto::{Error, options::v1::LetterCase};
 use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind as ProtoKind, MessageDescriptor};
 
 pub(crate) use answer::put_text;
@@ -119,6 +119,31 @@ enum Kind {
     Any,
     Array,
     Mask,
+}
+
+/// What a message says in a field of text or bytes: none where it says nothing, and the last where it says it twice, as
+/// for every reader of protobuf. What is not read here as the service reads it is an error.
+pub(crate) fn bytes_of(message: &[u8], number: u32) -> Result<Option<&[u8]>, Error> {
+    let garbled = |_| Error::malformed("The message is not valid protobuf");
+    let mut walk = wire::Walk::new(message);
+    let mut found = None;
+    while let Some(entry) = walk.next().map_err(garbled)? {
+        match entry.raw {
+            _ if entry.number == 0 => return Err(garbled(wire::Garbled)),
+            wire::Raw::Bytes(bytes) if entry.number == number => found = Some(bytes),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// The message of a frame, which must be the only one and plain.
+pub(crate) fn message_in(frame: &[u8]) -> Result<&[u8], Error> {
+    let one = frame.split_first_chunk::<FRAME_HEADER_BYTES>().filter(|(header, message)| {
+        let [compressed, length @ ..] = **header;
+        compressed == 0 && usize::try_from(u32::from_be_bytes(length)).ok() == Some(message.len())
+    });
+    one.map(|(_, message)| message).ok_or_else(|| Error::malformed("The request must be one plain message"))
 }
 
 /// A field's number and wire type, encoded.
@@ -385,7 +410,7 @@ pub fn camel_case(snake: &str) -> String {
 }
 
 /// `LicenseStatus` as `LICENSE_STATUS`.
-fn screaming_case(name: &str) -> String {
+pub(crate) fn screaming_case(name: &str) -> String {
     let mut screaming = String::with_capacity(name.len() + 4);
     for (at, character) in name.char_indices() {
         if at > 0 && character.is_ascii_uppercase() {
@@ -397,11 +422,11 @@ fn screaming_case(name: &str) -> String {
 }
 
 /// prost-reflect sorts fields by number; answers are easier to read in the order of the contract.
-fn in_order_of_declaration(message: &MessageDescriptor) -> Vec<FieldDescriptor> {
+pub(crate) fn in_order_of_declaration(message: &MessageDescriptor) -> Vec<FieldDescriptor> {
     message.descriptor_proto().field.iter().filter_map(|field| message.get_field_by_name(field.name())).collect()
 }
 
-fn is_inline(field: &FieldDescriptor) -> bool {
+pub(crate) fn is_inline(field: &FieldDescriptor) -> bool {
     field
         .parent_pool()
         .get_extension_by_name("paperkey.options.v1.presentation")

@@ -6,13 +6,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt as _, Full};
-use paperkey_gateway::{Gateway, GatewayConfig, GatewayError};
+use paperkey_gateway::{Gateway, GatewayConfig, GatewayDeps, GatewayError};
 use paperkey_kit::{
     authn::Authenticator,
     channel::Channel,
     clock::Clock,
     config::Upstream,
     host,
+    limits::{Limiter, MemoryLimiter, Subjects},
     principal::Signer,
     secrets::Keyring,
     shutdown::{self, ShutdownHandle},
@@ -88,9 +89,22 @@ pub(crate) fn gateway_with(change: impl FnOnce(&mut GatewayConfig)) -> Result<Ga
         call_timeout_ms: 10_000,
         upstreams: Vec::new(),
         version: "1.2.3",
+        tiers: Arc::default(),
+        limits: paperkey_kit::config::Limits::default(),
+        billing_url: None,
     };
     change(&mut config);
-    Gateway::new(config, channels, Arc::new(Knower), signer, clock, None)
+    let deps = GatewayDeps {
+        channels,
+        authenticator: Arc::new(Knower),
+        signer,
+        limiter: Arc::new(Limiter::Memory(MemoryLimiter::new(clock.clone()))),
+        subjects: Subjects::new(&Keyring::for_tests()),
+        clock,
+        audit: None,
+        incidents: None,
+    };
+    Gateway::new(config, deps)
 }
 
 /// A gateway without upstreams.

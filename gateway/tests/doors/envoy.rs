@@ -186,7 +186,7 @@ async fn the_route_names_the_scope_and_nothing_else() {
     passed(check(PROXY, &with(&[("scope", "licenses:write")])).await);
     let (_, json) = denied(check(PROXY, &with(&[("scope", "keys:read")])).await, Code::PermissionDenied, 403);
     assert_eq!(json["error"]["code"], "PB_SCOPE_INSUFFICIENT");
-    let unknown = [[("scope", "everything")], [("scop", "licenses:read")], [("meter", "renders")]];
+    let unknown = [[("scope", "everything")], [("scop", "licenses:read")], [("meter", "moons")], [("cost", "1")]];
     for extensions in &unknown {
         denied(check(PROXY, &with(extensions)).await, Code::InvalidArgument, 400);
     }

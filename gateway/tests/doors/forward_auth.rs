@@ -71,13 +71,13 @@ async fn a_scope_is_needed_where_one_is_named() {
 #[tokio::test]
 async fn a_question_that_is_not_understood_lets_nobody_pass() {
     let gateway = gateway();
-    let said = authz(&gateway, "?meter=renders&cost=2", &[GOOD]).await;
+    let said = authz(&gateway, "?meter=moons&costs=2", &[GOOD]).await;
     assert_eq!(said.status, 400);
     assert_eq!(
         said.json()["error"]["details"],
         json!([
-            {"field": "meter", "message": "unknown query parameter"},
-            {"field": "cost", "message": "unknown query parameter"},
+            {"field": "meter", "message": "must be a meter that a tier gives a quota of, such as renders"},
+            {"field": "costs", "message": "unknown query parameter"},
         ])
     );
     for query in ["?scope=", "?scope=everything", "?scope=a:b&scope=licenses:read", "?deny=1", "?scop=licenses:read"] {

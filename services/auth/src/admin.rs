@@ -8,6 +8,7 @@ use std::sync::Arc;
 use paperkey_kit::{
     cache::Epochs,
     clock::Clock,
+    config::Tiers,
     db::Database,
     ids::new_id,
     secrets::{Keyring, Secret},
@@ -17,7 +18,7 @@ use paperkey_proto::Error;
 
 use crate::{
     accounts::{Accounts, Registration},
-    domain::{Fault, api_key::ApiKey, could_be_id, key::NewKey, session::Sessions, team::Tier},
+    domain::{Fault, api_key::ApiKey, could_be_id, key::NewKey, session::Sessions, team::tier_name},
     passwords::Passwords,
     store::{Act, Before, Store},
 };
@@ -81,9 +82,9 @@ impl Admin {
         self.accounts.reset_password(email, new_password, Act::by_operator("admin/reset-password")).await
     }
 
-    /// Puts a team on a tier: `free`, `starter`, `builder`, `pro` or `scale`.
-    pub async fn set_tier(&self, team_id: &str, tier: &str) -> Result<(), Error> {
-        let tier = Tier::parse(tier)?;
+    /// Puts a team on one of the configured tiers.
+    pub async fn set_tier(&self, tiers: &Tiers, team_id: &str, tier: &str) -> Result<(), Error> {
+        let tier = tier_name(tiers, tier)?;
         if !could_be_id(team_id) {
             return Err(Fault::NoSuchTeam.into());
         }

@@ -91,6 +91,7 @@ impl Credentials {
             principal.team_id = team.id;
             principal.role = team.role.into();
             principal.tier = team.tier;
+            principal.team_requests_per_minute = limit(team.requests_per_minute);
         }
         Ok(principal)
     }
@@ -109,6 +110,7 @@ impl Credentials {
         principal.expires_at_ms = earlier(principal.expires_at_ms, &team);
         principal.team_id = team.id;
         principal.tier = team.tier;
+        principal.team_requests_per_minute = limit(team.requests_per_minute);
         Ok(principal)
     }
 
@@ -118,8 +120,10 @@ impl Credentials {
         let key = found.ok_or_else(Error::unauthenticated)?.key;
         let mut principal = Principal { mode: Mode::Unspecified.into(), ..of_key(key, kind) };
         if let Some(team_id) = named.team_id {
-            let tier = if could_be_id(&team_id) { self.store.tier_of(&team_id).await? } else { None };
-            principal.tier = tier.ok_or(Fault::NoSuchTeam)?;
+            let team = if could_be_id(&team_id) { self.store.team_at_work(&team_id).await? } else { None };
+            let team = team.ok_or(Fault::NoSuchTeam)?;
+            principal.tier = team.tier;
+            principal.team_requests_per_minute = limit(team.requests_per_minute);
             principal.mode = live_where_unspecified(named.mode).into();
             principal.subjects.push(format!("team:{team_id}"));
             principal.team_id = team_id;
@@ -144,6 +148,7 @@ impl Credentials {
             mode: pair.tenant.mode.into(),
             team_id: pair.tenant.team_id,
             expires_at_ms: earlier(0, &pair.team),
+            team_requests_per_minute: limit(pair.team.requests_per_minute),
             tier: pair.team.tier,
             ..Principal::default()
         })
@@ -163,12 +168,18 @@ fn of_key(key: ApiKey, kind: KeyKind) -> Principal {
         expires_at_ms: terms.expires_at_ms.unwrap_or(0),
         subjects: vec![format!("key:{}", key.id)],
         allowlist: terms.allowlist.texts(),
-        requests_per_minute: terms.requests_per_minute.and_then(|limit| i32::try_from(limit).ok()).unwrap_or(0),
+        requests_per_minute: limit(terms.requests_per_minute),
         rotation_due_at_ms: key.rotation_due_at_ms.unwrap_or(0),
         superseded: key.superseded_by.is_some(),
+        lineage: key.lineage.unwrap_or_default(),
         id: key.id,
         ..Principal::default()
     }
+}
+
+/// A limit as a principal carries it, where 0 is none.
+fn limit(requests_per_minute: Option<i64>) -> i32 {
+    requests_per_minute.and_then(|limit| i32::try_from(limit).ok()).unwrap_or(0)
 }
 
 /// The earlier of two ends, of which 0 is none.

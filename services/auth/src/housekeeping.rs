@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use paperkey_kit::{db::Database, ids::new_id, lease::Leases, shutdown::Shutdown};
+use paperkey_proto::Error;
 
 use crate::{
     NAME,
-    store::{Act, Store},
+    store::{Act, FORGOTTEN_A_STEP, Store},
 };
 
 /// How often is looked for teams.
@@ -19,6 +20,14 @@ const FORGET_EVERY: Duration = Duration::from_hours(1);
 /// Held from one look to almost the next, so that of many processes one does it.
 const FORGET_LEASE: Duration = Duration::from_mins(59);
 const FORGET_LEASE_NAME: &str = "auth/forget_ended";
+
+/// How often consumptions are forgotten: there may be many, and each look takes its share.
+const CONSUMPTIONS_EVERY: Duration = Duration::from_mins(10);
+/// Longer than a step takes, and gone before the next look if its holder dies.
+const CONSUMPTIONS_LEASE: Duration = Duration::from_mins(9);
+const CONSUMPTIONS_LEASE_NAME: &str = "auth/quotas";
+/// Steps of one look at most; the next one goes on.
+const MAX_STEPS: u32 = 1_000;
 
 /// Ends teams whose time has come, until shut down.
 pub(crate) async fn end_teams(store: Store, mut shutdown: Shutdown) {
@@ -58,13 +67,16 @@ async fn teams_once(store: &Store) {
     }
 }
 
-/// Forgets old invitations, links and counts once an hour, until shut down.
+/// Forgets old invitations, links, counts and alerts once an hour, until shut down.
 pub(crate) async fn forget(store: Store, database: Database, mut shutdown: Shutdown) {
     let holder = new_id("proc", database.clock());
     let leases = Leases::new(database);
     loop {
         let forgotten = match leases.try_hold(FORGET_LEASE_NAME, &holder, FORGET_LEASE).await {
-            Ok(true) => store.forget_ended().await,
+            Ok(true) => match store.forget_ended().await {
+                Ok(ended) => store.forget_alerts().await.map(|alerts| ended + alerts),
+                Err(error) => Err(error),
+            },
             Ok(false) => Ok(0),
             Err(error) => Err(error.into()),
         };
@@ -79,4 +91,43 @@ pub(crate) async fn forget(store: Store, database: Database, mut shutdown: Shutd
             () = shutdown.wait() => return,
         }
     }
+}
+
+/// Forgets consumptions that nobody repeats any more, until shut down.
+pub(crate) async fn forget_consumptions(store: Store, database: Database, mut shutdown: Shutdown) {
+    let (holder, leases) = (new_id("proc", database.clock()), Leases::new(database));
+    loop {
+        match forget_consumptions_once(&store, &leases, &holder, &shutdown).await {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "old consumptions are forgotten"),
+            // The next look does what this one could not.
+            Err(error) => tracing::warn!(%error, "old consumptions could not be forgotten"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(CONSUMPTIONS_EVERY) => {}
+            () = shutdown.wait() => break,
+        }
+    }
+    // If this fails, the lease runs out by itself.
+    let _ = leases.release(CONSUMPTIONS_LEASE_NAME, &holder).await;
+}
+
+async fn forget_consumptions_once(
+    store: &Store,
+    leases: &Leases,
+    holder: &str,
+    shutdown: &Shutdown,
+) -> Result<u64, Error> {
+    let mut forgotten = 0;
+    for _ in 0..MAX_STEPS {
+        if !leases.try_hold(CONSUMPTIONS_LEASE_NAME, holder, CONSUMPTIONS_LEASE).await? {
+            break;
+        }
+        let now = store.forget_consumptions().await?;
+        forgotten += now;
+        if now < FORGOTTEN_A_STEP || shutdown.has_come() {
+            break;
+        }
+    }
+    Ok(forgotten)
 }

@@ -1,5 +1,5 @@
-//! What the service does besides answering: it forgets old changes, tells the holders of keys that a rotation is due,
-//! and forgets keys that ended long ago.
+//! What the service does besides answering: it forgets old changes, tells the holders of keys that a rotation is due and
+//! their teams that an end is near, and forgets keys that ended long ago.
 
 use std::time::Duration;
 
@@ -86,7 +86,8 @@ async fn keep_keys_once(
         if shutdown.has_come() || !leases.try_hold(KEYS_LEASE_NAME, holder, KEYS_LEASE).await? {
             break;
         }
-        let (now_told, now_purged) = (store.tell_rotations().await?, store.purge_keys().await?);
+        let now_told = store.tell_rotations().await?.max(store.tell_expiries().await?);
+        let now_purged = store.purge_keys().await?;
         told += now_told;
         purged += now_purged;
         if now_told < STEP && now_purged < STEP {
@@ -114,7 +115,7 @@ mod tests {
     use crate::{
         accounts::{Accounts, Registration},
         domain::{
-            api_key::{Doer, Hand, Overlap, Terms},
+            api_key::{Changes, Doer, Hand, Overlap, Terms},
             key::KeyKind,
             session::Sessions,
         },
@@ -228,11 +229,56 @@ mod tests {
             assert_eq!(team.round().await, (1, 0));
             assert_eq!(team.round().await, (0, 0), "it was told");
             let told = "SELECT COUNT(*) AS n FROM outbox WHERE topic = 'api_key.rotation_due'";
-            assert_eq!(count(&database, told).await, 1);
+            let alerts = "SELECT COUNT(*) AS n FROM alerts WHERE cause = 'key_rotation_due' AND count = 1";
+            assert_eq!((count(&database, told).await, count(&database, alerts).await), (1, 1));
             team.of.rotate_key(old.id, Overlap::default(), team.doer.clone(), act).await.unwrap();
             hand.advance_ms(30 * DAY_MS);
             assert_eq!(team.round().await.0, 2, "the new one is due again, and that of sixty days");
-            assert_eq!(count(&database, told).await, 3);
+            assert_eq!((count(&database, told).await, count(&database, alerts).await), (3, 3));
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_end_is_told_a_week_and_a_day_before_and_each_once() {
+        on_both(|database, hand| async move {
+            let team = Team::new(&database).await;
+            let ending = |days| Terms {
+                expires_at_ms: Some(START_MS + days * DAY_MS),
+                ..Terms::all_of(KeyKind::Team, format!("For {days} days"))
+            };
+            let long = team.key(ending(10)).await.key;
+            let week = team.key(ending(7)).await.key;
+            team.key(ending(1)).await;
+            let (revoked, rotated) = (team.key(ending(10)).await.key, team.key(ending(10)).await.key);
+            let act = || Act::by_operator("test");
+            team.of.revoke_key(revoked.id, team.doer.clone(), act()).await.unwrap();
+            team.of.rotate_key(rotated.id, Overlap::default(), team.doer.clone(), act()).await.unwrap();
+            assert_eq!(team.round().await, (0, 0), "who was made to live so long knows it");
+            let told = "SELECT COUNT(*) AS n FROM alerts WHERE cause = 'key_expiring' AND count = 1";
+            hand.advance_ms(3 * DAY_MS - 1);
+            assert_eq!(team.round().await, (0, 0));
+            hand.advance_ms(1);
+            assert_eq!(team.round().await, (2, 0), "the long one, and what took the place of the rotated one");
+            assert_eq!(team.round().await, (0, 0), "it was told");
+            assert_eq!(count(&database, told).await, 2);
+            hand.advance_ms(3 * DAY_MS);
+            assert_eq!(team.round().await, (1, 0), "the one of a week, a day before");
+            // An end that is moved is told anew.
+            let later = || Changes { expires_at_ms: Some(Some(START_MS + 20 * DAY_MS)), ..Changes::default() };
+            team.of.update_key(long.id.clone(), later(), team.doer.clone(), act()).await.unwrap();
+            hand.advance_ms(3 * DAY_MS);
+            assert_eq!(team.round().await, (1, 0), "the other one of ten days, a day before");
+            hand.advance_ms(4 * DAY_MS);
+            assert_eq!(team.round().await, (1, 0), "the moved one, a week before");
+            hand.advance_ms(6 * DAY_MS);
+            assert_eq!(team.round().await, (1, 0), "and a day before");
+            assert_eq!(team.round().await, (0, 0));
+            assert_eq!(count(&database, told).await, 6);
+            for (id, times) in [(&long.id, 3), (&week.id, 1)] {
+                let of_key = format!("SELECT COUNT(*) AS n FROM alerts WHERE subject = '{id}'");
+                assert_eq!(count(&database, of_key.leak()).await, times);
+            }
         })
         .await;
     }

@@ -40,6 +40,7 @@ store_suite! {
     what_does_not_count_is_made_beside_ten,
     of_twenty_rotations_one_makes_a_key_also_at_ten,
     twenty_rotations_by_the_old_token_leave_one_successor,
+    keys_that_were_rotated_one_into_the_next_name_the_first,
     a_lost_answer_is_made_good_until_the_new_token_is_used,
     what_a_person_put_in_the_place_of_a_key_stays,
     what_a_credential_said_a_moment_ago_does_not_count,
@@ -361,6 +362,23 @@ async fn twenty_rotations_by_the_old_token_leave_one_successor(database: Databas
     let old = team.get(&team.owner, &holder.id).await.unwrap();
     assert_eq!(old.superseded_by, Some(successor));
     assert_eq!(reason(rotate_self(&team.app, &holder, None).await), Reason::Conflict, "the new one was used");
+}
+
+async fn keys_that_were_rotated_one_into_the_next_name_the_first(database: Database) {
+    let team = team(database).await;
+    let first = team.key("Key").await;
+    let (second, _) = rotate(&team.app, &team.owner, &first.key.id, None).await.unwrap();
+    let holder = team.whose(&second.token).await;
+    let (lost, _) = rotate_self(&team.app, &holder, None).await.unwrap();
+    let (third, _) = rotate_self(&team.app, &holder, None).await.unwrap();
+    let (fourth, _) = rotate(&team.app, &team.owner, &third.key.id, None).await.unwrap();
+    assert_eq!(team.whose(&first.token).await.lineage, "", "it is the first itself");
+    for made in [&second, &third, &fourth] {
+        let whose = team.whose(&made.token).await;
+        assert_eq!((&whose.lineage, &whose.id), (&first.key.id, &made.key.id));
+    }
+    assert!(team.is_refused(&lost.token).await);
+    assert_eq!(team.whose(&team.key("Other").await.token).await.lineage, "");
 }
 
 async fn a_lost_answer_is_made_good_until_the_new_token_is_used(database: Database) {
@@ -1000,15 +1018,13 @@ async fn a_leaked_token_is_revoked_or_told_of_and_no_answer_says_which(database:
     assert_eq!(alerts.len(), 2);
     let data: Vec<Value> = alerts.iter().map(|event| serde_json::from_str(&event.data_json).unwrap()).collect();
     let prefix = &team.live_key[..12];
-    assert!(data.iter().any(|data| data["prefix"] == prefix && data["cause"] == "key_leaked"), "{data:?}");
+    let of_live_key = |data: &&Value| data["details"]["prefix"] == prefix && data["cause"] == "key_leaked";
+    assert!(data.iter().any(|data| of_live_key(&data)), "{data:?}");
     assert!(alerts.iter().all(|event| event.team_id == team.id && event.product_id.is_empty()));
 
     let audited = team.audited("ReportLeakedApiKeys").await;
     assert_eq!(audited.len(), 4 + 2, "what was revoked, and what was told of: {audited:?}");
-    let an_hour_ago_ms = team.now_ms() - HOUR_MS;
-    for table in ["keys", "product_keys"] {
-        team.run(format!("UPDATE {table} SET leak_told_at_ms = {an_hour_ago_ms} WHERE leak_told_at_ms > 0")).await;
-    }
+    team.run(format!("UPDATE alerts SET hour = hour - {HOUR_MS}")).await;
     report(&team.app, leaked).await.unwrap();
     assert_eq!(topics("alert.created").await, 4);
 
@@ -1020,7 +1036,7 @@ async fn a_leaked_token_is_revoked_or_told_of_and_no_answer_says_which(database:
 async fn uses_are_written_to_the_minute_and_only_forward(database: Database) {
     let team = team(database).await;
     let (first, second) = (team.key("A").await.key.id, team.key("B").await.key.id);
-    let usage = |key_id: &str, used_at_ms: i64| KeyUse { key_id: key_id.to_owned(), used_at_ms };
+    let usage = |key_id: &str, used_at_ms: i64| KeyUse { key_id: key_id.to_owned(), used_at_ms, ..KeyUse::default() };
     let record = async |uses: Vec<KeyUse>| {
         let mut client = CredentialServiceClient::new(team.app.service());
         answer(client.record_key_uses(RecordKeyUsesRequest { uses }).await).map(drop)
@@ -1063,12 +1079,15 @@ async fn a_key_tells_about_itself(database: Database) {
     assert_eq!((&key.id, key.name.as_str(), key.kind()), (&holder.id, "First live key", ApiKeyKind::Platform));
     assert_eq!(key.prefix, team.live_key[..12]);
     assert_eq!((home.id, home.tier.as_str()), (team.id.clone(), "free"));
-    assert_eq!(told.limits.unwrap().requests_per_minute, None);
+    assert_eq!(told.limits.unwrap().requests_per_minute, Some(60), "the tier's");
     team.run(format!("UPDATE teams SET requests_per_minute = 600 WHERE id = '{}'", team.id)).await;
     assert_eq!(me(&team.app, &holder).await.unwrap().limits.unwrap().requests_per_minute, Some(600));
     let own = create(&team.app, &team.owner, CreateApiKeyRequest { requests_per_minute: Some(5), ..named("Own") });
     let own = team.whose(&own.await.unwrap().token).await;
     assert_eq!(me(&team.app, &own).await.unwrap().limits.unwrap().requests_per_minute, Some(5));
+    team.run(format!("UPDATE teams SET requests_per_minute = 4 WHERE id = '{}'", team.id)).await;
+    let limits = me(&team.app, &own).await.unwrap().limits.unwrap();
+    assert_eq!(limits.requests_per_minute, Some(4), "never more than the team has");
     let system = team.app.system_key().await;
     let system = team.whose(system.expose()).await;
     let told = me(&team.app, &system).await.unwrap();

@@ -1,10 +1,12 @@
 //! The rpcs, as callers of every kind meet them, nonsense included.
 
+#[expect(dead_code, reason = "the other tests of this crate use the rest")]
 mod common;
 
 use common::{App, PASSWORD, fresh, reason, refusal, registration};
 use paperkey_kit::{
     clock::{Clock, ManualClock},
+    config::Tiers,
     db::Database,
     events::PRODUCT_DELETED,
     secrets::Secret,
@@ -308,7 +310,7 @@ async fn changes_are_told_from_where_the_asker_was() {
     let team = app.registered("ada@example.com").await.team.unwrap().id;
     let newest = app.changes(-1).await;
     assert_eq!((newest.subjects.len(), newest.gap), (0, false));
-    app.admin.set_tier(&team, "pro").await.unwrap();
+    app.admin.set_tier(&Tiers::default(), &team, "pro").await.unwrap();
     let next = app.changes(newest.seq).await;
     assert_eq!((next.seq, next.gap), (newest.seq + 1, false));
     assert_eq!(next.subjects, [format!("team:{team}")]);

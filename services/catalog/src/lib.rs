@@ -11,7 +11,9 @@ mod rpc;
 mod store;
 
 use paperkey_kit::{
+    audit,
     events::EventOutbox,
+    once::forget_answers,
     service::{Assembled, Rpcs, ServiceDeps, Worker},
 };
 use paperkey_proto::{
@@ -39,6 +41,7 @@ pub fn assemble(deps: ServiceDeps) -> Result<Assembled, Error> {
     let [auth, licensing, webhook] = KEEPERS.map(|keeper| channels.get(keeper).cloned());
     let (auth, licensing, webhook) = (auth?, licensing?, webhook?);
 
+    let audit = audit::relay(database.clone(), NAME, &auth, signer.clone());
     let store = Store::new(database.clone(), outbox.clone(), clock);
     let products = Products::new(store.clone(), auth.clone(), signer.clone());
     let rpcs = Rpcs::new(CatalogServiceServer::new(products))
@@ -50,7 +53,9 @@ pub fn assemble(deps: ServiceDeps) -> Result<Assembled, Error> {
         relay("catalog to auth", "auth", auth),
         relay("catalog to licensing", "licensing", licensing),
         relay("catalog to webhook", "webhook", webhook),
+        audit,
         Worker::new("drafts of products", move |shutdown| store.sweep_drafts(shutdown)),
+        forget_answers(database.clone()),
     ];
     Ok(Assembled { rpcs, workers })
 }

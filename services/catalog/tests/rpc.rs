@@ -11,7 +11,7 @@ use paperkey_kit::{
 use paperkey_proto::{
     catalog::v1::{
         CreateProductRequest, CreateProductResponse, DeleteProductRequest, GetProductRequest, ListProductsRequest,
-        Product, UpdateProductRequest,
+        Product, UpdateProductRequest, catalog_service_client::CatalogServiceClient,
     },
     errors::v1::Reason,
     options::v1::{Caller as Kind, Scope},
@@ -25,6 +25,7 @@ store_suite! {
     paperkey_migrations::catalog::Migrator;
     a_product_is_created_with_its_first_key_pair,
     no_product_without_its_keys,
+    of_two_processes_that_make_the_same_product_one_makes_it,
     a_product_that_nobody_completed_is_taken_back_with_its_keys,
     a_creation_that_was_taken_back_in_between_makes_no_product,
     what_a_product_cannot_be_is_refused_by_name,
@@ -85,6 +86,29 @@ async fn no_product_without_its_keys(database: Database) {
     assert!(event.product_id.starts_with("prod_"));
     assert!(world.events.try_recv().is_err());
     world.end().await;
+}
+
+async fn of_two_processes_that_make_the_same_product_one_makes_it(database: Database) {
+    let (mut one, other) = (World::new(database.clone()), World::new(database));
+    for number in 1..=5 {
+        let create = |world: &World| {
+            let mut client = CatalogServiceClient::new(world.way_of_once(owner(), number));
+            async move { client.create_product(named("Editor")).await.unwrap().into_inner() }
+        };
+        let (first, second) = tokio::join!(create(&one), create(&other));
+        assert_eq!(first, second, "the keys included");
+        assert_eq!(create(&one).await, first);
+        assert_eq!(one.count("SELECT COUNT(*) AS n FROM products").await, i64::from(number));
+        // Whoever lost has taken back what it had begun.
+        assert_eq!(one.count("SELECT COUNT(*) AS n FROM drafts").await, 0);
+    }
+    while let Ok((keeper, event)) = one.events.try_recv() {
+        assert_eq!((keeper, event.topic.as_str()), ("auth", "product.deleted"));
+        let kept = one.get(&event.product_id).await;
+        assert_eq!(reason(kept), Reason::NotFound);
+    }
+    one.end().await;
+    other.end().await;
 }
 
 async fn draft(database: &Database, id: &'static str, created_at_ms: i64) {

@@ -432,7 +432,7 @@ fn is_alive(principal: &Principal, now_ms: i64) -> bool {
 }
 
 /// Whether that kind of caller is told by a key, whose use is recorded.
-fn is_key(kind: Kind) -> bool {
+pub(crate) fn is_key(kind: Kind) -> bool {
     matches!(
         kind,
         Kind::TeamKey

@@ -106,7 +106,7 @@ impl Channel {
                 None => Box::pin(std::future::ready(Err(not_started()))),
             },
             Way::Remote(channel) => {
-                let assertion = signer.sign(Some(&caller.principal), request.uri().path(), &caller.request_id);
+                let assertion = signer.sign_as(&caller, request.uri().path());
                 request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
                 if let Ok(id) = HeaderValue::from_str(&caller.request_id) {
                     request.headers_mut().insert(REQUEST_ID_HEADER, id);
@@ -211,7 +211,8 @@ impl Service<Request<Body>> for ServiceChannel {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let caller = Caller { principal: Arc::clone(&self.principal), request_id: self.request_id.clone() };
+        // Whatever the caller of this service wants done once, what it asks of others is its own business.
+        let caller = Caller { principal: Arc::clone(&self.principal), request_id: self.request_id.clone(), once: None };
         let call = self.channel.call_as(caller, &self.signer, request);
         Box::pin(async move {
             let answer = tokio::time::timeout(SERVICE_CALL_TIMEOUT, call).await;

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+pub mod limits;
 pub mod upstreams;
 
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
     service::SERVICES,
 };
 
+pub use limits::{Limits, Tiers};
 pub use upstreams::Upstream;
 
 /// What environment variables of ours begin with.
@@ -46,6 +48,18 @@ pub struct Config {
     pub webhooks: Webhooks,
     /// How mail is sent.
     pub mail: Mail,
+    /// Where alerts go beside the feed.
+    pub alerts: Alerts,
+    /// What is done with the audit log.
+    pub audit: Audit,
+    /// Where gateways share their limits.
+    pub redis: Redis,
+    /// How often each class of call may be made.
+    pub limits: Limits,
+    /// What teams pay for.
+    pub tiers: Tiers,
+    /// Where teams pay.
+    pub billing: Billing,
     /// Servers that the gateway stands in front of.
     pub upstreams: Vec<Upstream>,
     /// The web page and its accounts.
@@ -156,6 +170,48 @@ impl Default for Mail {
     fn default() -> Self {
         Self { smtp_url: None, from: "Paperkey <paperkey@localhost>".to_owned() }
     }
+}
+
+/// Where alerts go beside the feed.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Alerts {
+    /// The URL of a Slack incoming webhook. It is as good as a password.
+    pub slack_webhook_url: Option<Secret>,
+}
+
+/// What is done with the audit log.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Audit {
+    /// How long entries are kept, in days.
+    pub retention_days: u32,
+    /// How much a gateway keeps on disk while auth cannot take entries, in bytes. When that is full, calls are refused.
+    pub spool_max_bytes: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { retention_days: 90, spool_max_bytes: 64 * 1_024 * 1_024 }
+    }
+}
+
+/// Where gateways share their limits.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Redis {
+    /// `redis://…` or `rediss://…`, of a server or of any node of a cluster. Limits live in memory where absent.
+    pub url: Option<Secret>,
+    /// How many gateways there are at most. Without it they count each other while the store is there.
+    pub gateways: Option<u32>,
+}
+
+/// Where teams pay.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Billing {
+    /// The page where a team changes its plan. It is named where an upgrade would help.
+    pub url: Option<String>,
 }
 
 /// The web page and its accounts.
@@ -332,7 +388,26 @@ impl Config {
             tracing_subscriber::EnvFilter::builder().parse(&self.telemetry.log_level).is_ok(),
             "telemetry.log_level must be error, warn, info, debug or trace, or directives such as info,hyper=warn",
         );
-        problems.extend(upstreams::problems(&self.upstreams));
+        for (name, url, schemes) in [
+            ("alerts.slack_webhook_url", self.alerts.slack_webhook_url.as_ref().map(Secret::expose), ["http", "https"]),
+            ("redis.url", self.redis.url.as_ref().map(Secret::expose), ["redis", "rediss"]),
+            ("billing.url", self.billing.url.as_deref(), ["http", "https"]),
+        ] {
+            let is_url = |url: &str| {
+                let uri = url.parse::<http::Uri>().ok();
+                uri.is_some_and(|uri| uri.host().is_some() && uri.scheme_str().is_some_and(|it| schemes.contains(&it)))
+            };
+            require(url.is_none_or(is_url), &format!("{name} must be a URL that begins with {}://", schemes[1]));
+        }
+        require(
+            self.redis.gateways.is_none_or(|gateways| (1..=1_000).contains(&gateways)),
+            "redis.gateways must be between 1 and 1000",
+        );
+        require((1..=3_650).contains(&self.audit.retention_days), "audit.retention_days must be between 1 and 3650");
+        require(self.audit.spool_max_bytes >= 65_536, "audit.spool_max_bytes must be at least 65536");
+        problems.extend(self.limits.problems());
+        problems.extend(self.tiers.problems());
+        problems.extend(upstreams::problems(&self.upstreams, &self.tiers));
     }
 
     /// What a part of the product needs beyond a sound configuration.
@@ -566,8 +641,9 @@ mod tests {
         assert_eq!(parse(&toml::to_string(&config).unwrap(), &[]).unwrap().upstreams, config.upstreams);
         let inline = "[{ path = \"/v1/pdf/\", url = \"http://127.0.0.1:3000\", anonymous = true }]";
         assert_eq!(parse("", &[("PAPERKEY__UPSTREAMS", inline)]).unwrap().upstreams, config.upstreams);
-        let problems = parse(&format!("{text}\nmeter = \"renders\"\ntimeout_ms = 1"), &[]).unwrap_err();
-        assert!(problems.0.iter().any(|problem| problem.contains("meter is unknown")), "{problems}");
+        let problems = parse(&format!("{text}\nmeter = \"pages\"\ntimeout_ms = 1\nmetre = 1"), &[]).unwrap_err();
+        assert!(problems.0.iter().any(|problem| problem.contains("metre is unknown")), "{problems}");
+        assert!(problems.0.iter().any(|problem| problem.contains("meter is named by no tier")), "{problems}");
         assert!(problems.0.iter().any(|problem| problem.contains("timeout_ms must be")), "{problems}");
     }
 

@@ -33,6 +33,10 @@ pub const CLIENT_DELETED: &str = "client.deleted";
 /// once, and again when nothing that was under way at that moment can still be.
 pub const TEAM_DELETED: &str = "team.deleted";
 
+/// A webhook was paused, since its receiver keeps failing or is gone. The data holds `webhookId`, the `host` of its
+/// address, the `failures` in a row, and whether it is `gone`.
+pub const WEBHOOK_PAUSED: &str = "webhook.paused";
+
 /// The rpc by which events are handed over, for audit entries.
 pub const INGEST_EVENTS: &str = "/paperkey.events.v1.IntakeService/IngestEvents";
 

@@ -2,8 +2,10 @@
 //! policy that guards it.
 //!
 //! The kit knows the contract and no service. What it owns, no service writes again: the unit of work
-//! ([`db`]), the outbox ([`outbox`]), who is calling ([`principal`], [`authn`]), what they may ([`policy`]).
+//! ([`db`]), the outbox ([`outbox`]), who is calling ([`principal`], [`authn`]), what they may ([`policy`]), and that
+//! what was done once is not done again ([`once`]).
 
+pub mod audit;
 pub mod authn;
 pub mod cache;
 pub mod changes;
@@ -15,7 +17,11 @@ pub mod events;
 mod failure;
 pub mod host;
 pub mod ids;
+pub mod incidents;
 pub mod lease;
+pub mod limits;
+pub mod meters;
+pub mod once;
 pub mod outbox;
 pub mod policy;
 pub mod principal;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Request, header::AUTHORIZATION, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION, request::Parts};
 use paperkey_proto::{
     Contract, Error,
     contract::Method,
@@ -19,7 +19,9 @@ use tracing::Instrument as _;
 use crate::{
     authn::Authenticator,
     clock::Clock,
+    db::Database,
     ids::new_id,
+    once::{Answers, Once},
     principal::{Caller, PRINCIPAL_HEADER, Signer, mode_of},
     service::{Answer, Rpcs},
 };
@@ -32,13 +34,18 @@ pub fn authorize(method: &Method, principal: &Principal, now_ms: i64) -> Result<
     let kind = principal.kind();
     let served = method.serves(kind) || (method.serves(Kind::Anyone) && kind != Kind::Service);
     if !served {
-        return Err(Error::new(Reason::ScopeInsufficient));
+        return Err(Error::new(Reason::ScopeInsufficient).with_agent_message(
+            "This call does not serve credentials of this kind. Use one of the kinds that its documentation names; do \
+             not retry with this credential.",
+        ));
     }
     if kind == Kind::Service {
         return Ok(());
     }
     if principal.read_only && !method.is_read() {
-        return Err(Error::new(Reason::ScopeInsufficient).with_message("This key is read-only"));
+        return Err(Error::new(Reason::ScopeInsufficient)
+            .with_message("This key is read-only")
+            .with_agent_message("Use a key of the team that may write. Do not retry with this one."));
     }
     let tenant = method.policy.tenant();
     let needs_team = matches!(tenant, TenantOption::Caller | TenantOption::Member)
@@ -123,13 +130,23 @@ struct Guard {
     clock: Clock,
     /// Judges a system key that calls this port directly.
     direct: Option<Arc<dyn Authenticator>>,
+    /// What was answered to calls that take effect once.
+    answers: Option<Answers>,
 }
 
 impl Guarded {
     /// Puts the policy in front of a service's rpcs. People with a system key may call directly, such as by grpcurl
-    /// at the service's own port, where there is an authenticator to ask.
-    pub fn new(rpcs: Rpcs, signer: Signer, clock: Clock, direct: Option<Arc<dyn Authenticator>>) -> Self {
-        Self(Arc::new(Guard { rpcs, signer, clock, direct }))
+    /// at the service's own port, where there is an authenticator to ask. Calls that are to take effect once need the
+    /// database in which the service makes its changes.
+    pub fn new(
+        rpcs: Rpcs,
+        signer: Signer,
+        clock: Clock,
+        direct: Option<Arc<dyn Authenticator>>,
+        database: Option<Database>,
+    ) -> Self {
+        let answers = database.map(Answers::new);
+        Self(Arc::new(Guard { rpcs, signer, clock, direct, answers }))
     }
 
     /// Answers a call of somebody in this process who says whom it is for, if that caller may make it. Nothing that
@@ -139,7 +156,7 @@ impl Guarded {
             return refuse(Error::unauthenticated());
         };
         match authorize(method, &caller.principal, self.0.clock.now_ms()) {
-            Ok(()) => self.0.serve(request, caller),
+            Ok(()) => self.0.serve(Some(method), request, caller),
             Err(error) => refuse(error),
         }
     }
@@ -150,7 +167,7 @@ impl Guarded {
         // What our own processes send is judged without waiting for anything.
         match (Contract::get().method(path), request.headers().get(PRINCIPAL_HEADER)) {
             (Some(method), Some(assertion)) => match self.0.assertion(method, assertion) {
-                Ok(caller) => self.0.serve(request, caller),
+                Ok(caller) => self.0.serve(Some(method), request, caller),
                 Err(error) => refuse(error),
             },
             (method, _) => {
@@ -160,7 +177,7 @@ impl Guarded {
                     // The body is not Sync, so it stays aside while the caller is looked at.
                     let (parts, body) = request.into_parts();
                     match guard.direct(method.as_deref(), &parts).await {
-                        Ok(caller) => guard.serve(Request::from_parts(parts, body), caller).await,
+                        Ok(caller) => guard.serve(method.as_deref(), Request::from_parts(parts, body), caller).await,
                         Err(error) => refuse(error).await,
                     }
                 })
@@ -190,16 +207,34 @@ impl Guard {
         if let Some(method) = method {
             authorize(method, &principal, self.clock.now_ms())?;
         }
-        Ok(Caller { principal, request_id: new_id("req", &self.clock) })
+        Ok(Caller { principal, request_id: new_id("req", &self.clock), once: None })
     }
 
-    fn serve(&self, mut request: Request<Body>, caller: Caller) -> Answer {
-        let method = request.uri().path();
-        let span = tracing::debug_span!("rpc", method, request_id = caller.request_id.as_str());
+    fn serve(self: &Arc<Self>, method: Option<&Method>, mut request: Request<Body>, mut caller: Caller) -> Answer {
+        let path = request.uri().path();
+        let span = tracing::debug_span!("rpc", method = path, request_id = caller.request_id.as_str());
         request.headers_mut().remove(PRINCIPAL_HEADER);
+        let takes_effect_once = method.is_some_and(|method| method.policy.idempotent);
+        caller.once = caller.once.take().filter(|_| takes_effect_once).map(|once| Arc::new(once.anew()));
+        let once = caller.once.clone();
         request.extensions_mut().insert(caller);
-        let answer = self.rpcs.call(request);
+        let answer = match once {
+            None => self.rpcs.call(request),
+            Some(once) => {
+                let guard = Arc::clone(self);
+                Box::pin(async move { Ok(guard.answer_once(once, request).await) })
+            }
+        };
         if span.is_disabled() { answer } else { Box::pin(answer.instrument(span)) }
+    }
+}
+
+impl Guard {
+    async fn answer_once(&self, once: Arc<Once>, request: Request<Body>) -> Response<Body> {
+        match &self.answers {
+            Some(answers) => answers.answer(once, move || self.rpcs.call(request)).await,
+            None => Status::from(Error::internal("there is nowhere to keep the answer of a call")).into_http(),
+        }
     }
 }
 
@@ -269,11 +304,11 @@ mod tests {
         let (clock, hand) = Clock::manual(1_000);
         let signer = Signer::new(&crate::secrets::Keyring::for_tests(), clock.clone());
         // No service is behind it: who is let pass learns that there is none.
-        let guarded = Guarded::new(Rpcs::default(), signer, clock, None);
+        let guarded = Guarded::new(Rpcs::default(), signer, clock, None, None);
         let code = async |path: &'static str, principal: &Principal| {
             let mut request = Request::new(Body::empty());
             *request.uri_mut() = http::Uri::from_static(path);
-            let caller = Caller { principal: Arc::new(principal.clone()), request_id: "req_1".to_owned() };
+            let caller = Caller { principal: Arc::new(principal.clone()), request_id: "req_1".to_owned(), once: None };
             let answer = guarded.call_as(request, caller).await.expect("it cannot fail");
             Status::from_header_map(answer.headers()).expect("it was refused").code()
         };

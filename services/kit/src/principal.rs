@@ -14,7 +14,7 @@ use http::HeaderValue;
 use paperkey_proto::{
     Error,
     options::v1::Caller as Kind,
-    principal::v1::{Mode, Principal},
+    principal::v1::{Mode, Once as Token, Principal},
 };
 use prost::{
     Message as _,
@@ -24,6 +24,7 @@ use quick_cache::sync::Cache;
 
 use crate::{
     clock::Clock,
+    once::Once,
     secrets::{KeyedHash, Keyring},
 };
 
@@ -51,7 +52,7 @@ const KNOWN_PRINCIPALS: usize = 10_000;
 #[derive(Clone, Debug)]
 pub struct Signer {
     key: KeyedHash,
-    clock: Clock,
+    pub(crate) clock: Clock,
     /// Principals that arrived before, by their bytes: the same few make most of the calls.
     known: Arc<Cache<Bytes, Arc<Principal>>>,
 }
@@ -67,6 +68,8 @@ struct Sealed {
     request_id: String,
     #[prost(int64, tag = "4")]
     issued_at_ms: i64,
+    #[prost(message, optional, tag = "5")]
+    once: Option<Token>,
 }
 
 impl Signer {
@@ -77,8 +80,16 @@ impl Signer {
 
     /// Asserts that this principal makes this call; nobody in particular where there is none.
     pub fn sign(&self, principal: Option<&Principal>, rpc: &str, request_id: &str) -> HeaderValue {
-        let nobody = Principal { kind: Kind::Anyone.into(), ..Principal::default() };
-        let principal = principal.unwrap_or(&nobody);
+        self.assertion(principal.unwrap_or(&nobody()), rpc, request_id, None)
+    }
+
+    /// Asserts that this caller makes this call, once where the caller wants it so.
+    pub fn sign_as(&self, caller: &Caller, rpc: &str) -> HeaderValue {
+        let token = caller.once.as_ref().map(|once| once.token());
+        self.assertion(&caller.principal, rpc, &caller.request_id, token)
+    }
+
+    fn assertion(&self, principal: &Principal, rpc: &str, request_id: &str, once: Option<&Token>) -> HeaderValue {
         let mut signed = Vec::with_capacity(MAC_LENGTH + 256);
         signed.resize(MAC_LENGTH, 0);
         // The fields of `Assertion`, written without a copy of the principal.
@@ -89,6 +100,9 @@ impl Signer {
             signed.extend_from_slice(text.as_bytes());
         }
         encoding::int64::encode(4, &self.clock.now_ms(), &mut signed);
+        if let Some(once) = once {
+            encoding::message::encode(5, once, &mut signed);
+        }
         let (mac, body) = signed.split_at_mut(MAC_LENGTH);
         mac.copy_from_slice(&self.key.hash(body));
         let mut value = HeaderValue::from_maybe_shared(Bytes::from(BASE64.encode(&signed)))
@@ -120,7 +134,8 @@ impl Signer {
             self.known.insert(bytes, Arc::clone(&principal));
             principal
         };
-        Ok(Caller { principal, request_id: assertion.request_id })
+        let once = assertion.once.map(|once| Once::new(once).map(Arc::new).ok_or_else(refused)).transpose()?;
+        Ok(Caller { principal, request_id: assertion.request_id, once })
     }
 }
 
@@ -131,6 +146,8 @@ pub struct Caller {
     pub principal: Arc<Principal>,
     /// The request that the call serves.
     pub request_id: String,
+    /// What tells a repetition of the call, where the caller has asked for it to take effect once.
+    pub once: Option<Arc<Once>>,
 }
 
 /// The principal of a call that nobody in particular makes.
@@ -233,9 +250,31 @@ mod tests {
         let signer = Signer::new(&Keyring::for_tests(), Clock::manual(7).0);
         let principal = Principal { id: "usr_1".into(), ..Principal::default() };
         let signed = BASE64.decode(signer.sign(Some(&principal), RPC, "req_1").as_bytes()).unwrap();
-        let expected =
-            Assertion { principal: Some(principal), rpc: RPC.into(), request_id: "req_1".into(), issued_at_ms: 7 };
+        let expected = Assertion {
+            principal: Some(principal),
+            rpc: RPC.into(),
+            request_id: "req_1".into(),
+            issued_at_ms: 7,
+            once: None,
+        };
         assert_eq!(Assertion::decode(&signed[MAC_LENGTH..]).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_to_happen_once_is_signed_with_the_rest_and_not_printed() {
+        let signer = Signer::new(&Keyring::for_tests(), Clock::manual(7).0);
+        let token = Token { id: vec![1; 32], request_hash: vec![2; 32], seal_key: vec![203; 32] };
+        let once = Once::new(token.clone()).map(Arc::new);
+        let caller = Caller { principal: nobody(), request_id: "req_1".into(), once };
+        let header = signer.sign_as(&caller, RPC);
+        let heard = signer.verify(&header, RPC).unwrap();
+        assert_eq!(heard.once.as_ref().map(|once| once.token()), Some(&token));
+        let signed = BASE64.decode(header.as_bytes()).unwrap();
+        assert_eq!(Assertion::decode(&signed[MAC_LENGTH..]).unwrap().once, Some(token.clone()));
+        for printed in [format!("{heard:?}"), format!("{token:?}"), format!("{header:?}")] {
+            assert!(!printed.contains("203"), "{printed}");
+        }
+        assert!(Once::new(Token { seal_key: vec![3; 31], ..token }).is_none());
     }
 
     #[test]

@@ -143,9 +143,7 @@ impl Keyring {
 
     /// Seals and opens data for one purpose.
     pub fn sealer(&self, purpose: &str) -> Sealer {
-        let key = UnboundKey::new(&CHACHA20_POLY1305, &self.derive(purpose))
-            .expect("the key has the length that the algorithm asks for");
-        Sealer(Arc::new(LessSafeKey::new(key)))
+        Sealer::of_key(&self.derive(purpose)).expect("the key has the length that the algorithm asks for")
     }
 
     fn derive(&self, purpose: &str) -> [u8; KEY_LENGTH] {
@@ -194,6 +192,12 @@ pub struct Sealer(Arc<LessSafeKey>);
 pub struct CannotOpen;
 
 impl Sealer {
+    /// Seals under that key, if it has the length that the algorithm asks for.
+    pub fn of_key(key: &[u8]) -> Option<Self> {
+        let key = UnboundKey::new(&CHACHA20_POLY1305, key).ok()?;
+        Some(Self(Arc::new(LessSafeKey::new(key))))
+    }
+
     /// Seals some bytes. `owner` (such as the id of the row) must be named again to open them.
     pub fn seal(&self, owner: &str, plain: &[u8]) -> Vec<u8> {
         let nonce: [u8; NONCE_LEN] = rand::rng().random();

@@ -6,6 +6,9 @@
 //! `PAPERKEY_TEST_POSTGRES_URL` names, with the rights to create databases.
 //! Without it that half is skipped, loudly; where `CI=true` it fails instead.
 //!
+//! [`call`] is the way of a gateway to a service, for tests of a whole service. It sends whatever takes an
+//! `Idempotency-Key` twice, as a caller does who has not heard the answer, so that every test tries that as well.
+//!
 //! Deliberately absent: a fake engine. What a store does is what its engine does.
 
 use std::{
@@ -13,17 +16,34 @@ use std::{
     future::Future,
     panic::AssertUnwindSafe,
     path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
+use http::{HeaderMap, Request, Response, response::Parts};
+use http_body_util::{BodyExt as _, Full};
+use paperkey_proto::{
+    Contract, Error,
+    principal::v1::{Once as Token, Principal},
+};
+use rand::RngExt as _;
 use sea_orm::{ConnectOptions, ConnectionTrait as _};
 use sea_orm_migration::MigratorTrait;
+use tonic::{Code, Status, body::Body};
+use tower::Service as _;
 
 use crate::{
+    channel::{Channel, Exchange},
     clock::Clock,
     db::{Database, DatabaseOptions, DatabaseUrl},
+    once::{Once, REPLAYED_HEADER},
+    policy::authorize,
+    principal::{Caller, PRINCIPAL_HEADER, Signer, nobody},
 };
 
 /// Where the tests find PostgreSQL.
@@ -190,6 +210,66 @@ macro_rules! store_suite {
             )+
         }
     };
+}
+
+/// Makes a call as somebody, signed as by a gateway; one that takes an `Idempotency-Key` twice, under a key of its own.
+///
+/// # Panics
+///
+/// If the second answer is not what was kept of the first.
+pub fn call(
+    mut channel: Channel,
+    signer: &Signer,
+    principal: Option<&Principal>,
+    request_id: &str,
+    mut request: Request<Body>,
+) -> Exchange {
+    let rpc = request.uri().path().to_owned();
+    let principal: Arc<Principal> = principal.map_or_else(nobody, |principal| principal.clone().into());
+    // Who may not call the method at all is refused before anything is looked up or kept.
+    let may_repeat = Contract::get()
+        .method(&rpc)
+        .is_some_and(|method| method.policy.idempotent && authorize(method, &principal, signer.clock.now_ms()).is_ok());
+    let once = may_repeat.then(fresh_once).flatten();
+    let caller = Caller { principal, request_id: request_id.to_owned(), once: once.map(Into::into) };
+    request.headers_mut().insert(PRINCIPAL_HEADER, signer.sign_as(&caller, &rpc));
+    if caller.once.is_none() {
+        return channel.call(request);
+    }
+    Box::pin(async move {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let again = Request::from_parts(head.clone(), Body::new(Full::new(body.clone())));
+        let first = whole(channel.call(Request::from_parts(head, Body::new(Full::new(body)))).await?).await?;
+        let refusal = Status::from_header_map(&first.0.headers).filter(|status| status.code() != Code::Ok);
+        let code = refusal.map(|status| Error::from_status(&status).entry().http_status);
+        let is_kept = code.is_none_or(|code| (400..500).contains(&code) && code != 429);
+        if is_kept {
+            let second = whole(channel.call(again).await?).await?;
+            assert!(second.0.headers.contains_key(REPLAYED_HEADER), "{rpc} was done twice: {:?}", second.0);
+            assert_eq!((&first.1, &first.2), (&second.1, &second.2), "{rpc} is answered in two ways");
+            for name in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
+                assert_eq!(first.0.headers.get(name), second.0.headers.get(name), "{rpc} is refused in two ways");
+            }
+        }
+        let (head, data, trailers) = first;
+        let body = Full::new(data).with_trailers(std::future::ready(trailers.map(Ok)));
+        Ok(Response::from_parts(head, Body::new(body)))
+    })
+}
+
+/// What tells a call from all others.
+fn fresh_once() -> Option<Once> {
+    let mut chance = rand::rng();
+    let mut bytes = || chance.random::<[u8; 32]>().to_vec();
+    Once::new(Token { id: bytes(), request_hash: bytes(), seal_key: bytes() })
+}
+
+async fn whole(response: Response<Body>) -> Result<(Parts, Bytes, Option<HeaderMap>), Status> {
+    let (head, body) = response.into_parts();
+    let collected = body.collect().await?;
+    let trailers = collected.trailers().cloned();
+    Ok((head, collected.to_bytes(), trailers))
 }
 
 fn unique_name() -> String {

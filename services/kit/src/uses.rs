@@ -1,8 +1,9 @@
-//! When keys were last used, to the minute, without a write per call.
+//! When keys were last used, to the minute, and from which networks, without a write per call.
 //!
-//! Whoever judges credentials notes a use at most once a minute and key; once a second what was noted is handed to auth
-//! in batches. What auth did not take is kept and handed over with the next batch, the latest use of a key counting.
-//! The end of a process flushes what is left.
+//! Whoever judges credentials notes a use at most once a minute and key, and whoever knows where the call comes from notes
+//! that beside it ([`crate::incidents`]); once a second what was noted is handed to auth in batches. What auth did not take
+//! is kept and handed over with the next batch, the latest use of a key counting. The end of a process flushes what is
+//! left.
 //!
 //! Deliberately absent: certainty. A process that is killed loses the uses of its last second, and one that cannot reach
 //! auth notes no more keys than fit.
@@ -18,8 +19,10 @@ use quick_cache::sync::Cache;
 
 use crate::{channel::ServiceChannel, shutdown::Shutdown};
 
-/// Uses of one batch at most.
+/// Keys of one batch at most, and uses at which it is full.
 const BATCH: usize = 500;
+/// How many networks of one key may wait. A batch and one such key more are less than auth takes at once.
+const MAX_NETWORKS: usize = 64;
 /// How often what was noted is handed over.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How many keys may wait to be handed over.
@@ -32,9 +35,42 @@ const MINUTE_MS: i64 = 60_000;
 /// Keys that were used, on their way to auth.
 pub struct KeyUses {
     client: CredentialServiceClient<ServiceChannel>,
-    waiting: Mutex<HashMap<String, i64>>,
+    waiting: Mutex<HashMap<String, Waiting>>,
     /// The last minute that was noted, by key: one key may be behind several entries of a cache.
     recent: Cache<String, i64>,
+}
+
+/// The uses of one key that wait.
+#[derive(Debug, Default)]
+struct Waiting {
+    last_ms: i64,
+    /// From where, and when last.
+    networks: Vec<(String, i64)>,
+}
+
+impl Waiting {
+    /// Says whether it was taken down.
+    fn add(&mut self, at_ms: i64, network: Option<&str>) -> bool {
+        self.last_ms = at_ms.max(self.last_ms);
+        let Some(network) = network else { return true };
+        if let Some((_, last_ms)) = self.networks.iter_mut().find(|(known, _)| known == network) {
+            *last_ms = at_ms.max(*last_ms);
+            return true;
+        }
+        let fits = self.networks.len() < MAX_NETWORKS;
+        if fits {
+            self.networks.push((network.to_owned(), at_ms));
+        }
+        fits
+    }
+
+    /// As auth is told. That a key was used is said by where it was used, if that is not older.
+    fn told(self, key_id: &str) -> Vec<KeyUse> {
+        let told = |used_at_ms, network| KeyUse { key_id: key_id.to_owned(), used_at_ms, network };
+        let is_said = self.networks.iter().any(|(_, at_ms)| *at_ms >= self.last_ms);
+        let plain = (!is_said).then(|| told(self.last_ms, String::new()));
+        self.networks.into_iter().map(|(network, at_ms)| told(at_ms, network)).chain(plain).collect()
+    }
 }
 
 /// The minute of a time.
@@ -54,22 +90,29 @@ impl KeyUses {
         if self.recent.get(key_id).is_some_and(|noted| noted >= minute) {
             return;
         }
-        if self.keep(key_id, at_ms) {
+        if self.keep(key_id, at_ms, None) {
             self.recent.insert(key_id.to_owned(), minute);
         }
     }
 
-    fn keep(&self, key_id: &str, at_ms: i64) -> bool {
+    /// Notes that a key was used from a network, and says whether there was room for it.
+    pub fn note_from(&self, key_id: &str, at_ms: i64, network: &str) -> bool {
+        self.keep(key_id, at_ms, Some(network))
+    }
+
+    fn keep(&self, key_id: &str, at_ms: i64, network: Option<&str>) -> bool {
         let mut waiting = self.waiting.lock();
         let full = waiting.len() >= MAX_WAITING;
         match waiting.get_mut(key_id) {
-            Some(last) => *last = at_ms.max(*last),
-            None if full => return false,
+            Some(known) => known.add(at_ms, network),
+            None if full => false,
             None => {
-                waiting.insert(key_id.to_owned(), at_ms);
+                let mut first = Waiting { last_ms: at_ms, ..Waiting::default() };
+                let taken = first.add(at_ms, network);
+                waiting.insert(key_id.to_owned(), first);
+                taken
             }
         }
-        true
     }
 
     /// How many keys wait to be handed over.
@@ -108,7 +151,7 @@ impl KeyUses {
                 continue;
             };
             for used in &batch {
-                self.keep(&used.key_id, used.used_at_ms);
+                self.keep(&used.key_id, used.used_at_ms, Some(used.network.as_str()).filter(|it| !it.is_empty()));
             }
             return Err(Error::from_status(&status));
         }
@@ -119,8 +162,14 @@ impl KeyUses {
         // In the order of ids, so that two processes that record the same keys lock them in the same order.
         let mut ids: Vec<String> = waiting.keys().take(BATCH).cloned().collect();
         ids.sort_unstable();
-        let used = |key_id| waiting.remove(&key_id).map(|used_at_ms| KeyUse { key_id, used_at_ms });
-        ids.into_iter().filter_map(used).collect()
+        let mut batch = Vec::with_capacity(ids.len());
+        for id in ids {
+            if batch.len() >= BATCH {
+                break;
+            }
+            batch.extend(waiting.remove(&id).map(|known| known.told(&id)).unwrap_or_default());
+        }
+        batch
     }
 }
 

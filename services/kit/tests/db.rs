@@ -425,6 +425,8 @@ async fn what_a_job_collects_is_written_with_it_or_not_at_all(db: Database) {
                 tx.audit(AuditEntry {
                     actor_kind: "user".to_owned(),
                     actor_id: "user_1".to_owned(),
+                    actor_name: "ada@example.com".to_owned(),
+                    team_id: "team_1".to_owned(),
                     action: "/paperkey.auth.v1.Keys/Revoke".to_owned(),
                     resources: vec!["key_1".to_owned(), "key\"2".to_owned()],
                     request_id: "req_1".to_owned(),
@@ -727,15 +729,15 @@ async fn migrations_go_up_down_and_up(db: Database) {
     let states = |states: Vec<paperkey_kit::db::MigrationStatus>| -> Vec<MigrationState> {
         states.into_iter().map(|status| status.state).collect()
     };
-    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Applied, Applied]);
-    assert_eq!(states(db.migration_status::<Old>().await.unwrap()), [Applied, Unknown]);
+    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Applied; 3]);
+    assert_eq!(states(db.migration_status::<Old>().await.unwrap()), [Applied, Applied, Unknown]);
     assert!(db.pending_migrations::<Old>().await.unwrap().is_empty(), "newer is good enough");
     add(&db, "before").await.unwrap();
     db.migrate_down::<Migrator>(1).await.unwrap();
     assert_eq!(db.pending_migrations::<Migrator>().await.unwrap(), ["test_0001_seats"]);
     assert!(add(&db, "nowhere").await.is_err());
-    db.migrate_down::<Migrator>(1).await.unwrap();
-    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Pending, Pending]);
+    db.migrate_down::<Migrator>(2).await.unwrap();
+    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Pending; 3]);
     let (one, two) = tokio::join!(db.migrate_up::<Migrator>(), db.migrate_up::<Migrator>());
     one.unwrap();
     two.unwrap();
@@ -776,7 +778,7 @@ async fn an_empty_database_has_everything_pending() {
     for db in [Some(TestDb::sqlite()), TestDb::postgres().await].into_iter().flatten() {
         let database = db.open().await;
         database.ping().await.unwrap();
-        assert_eq!(database.pending_migrations::<Migrator>().await.unwrap().len(), 2);
+        assert_eq!(database.pending_migrations::<Migrator>().await.unwrap().len(), 3);
         database.close().await;
         db.remove().await;
     }

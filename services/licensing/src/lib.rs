@@ -10,7 +10,11 @@ pub mod domain;
 mod rpc;
 pub mod store;
 
-use paperkey_kit::service::{Assembled, Rpcs, ServiceDeps, Worker};
+use paperkey_kit::{
+    audit,
+    once::forget_answers,
+    service::{Assembled, Rpcs, ServiceDeps, Worker},
+};
 use paperkey_proto::{
     Error,
     events::v1::intake_service_server::IntakeServiceServer,
@@ -27,7 +31,7 @@ use crate::{
 /// What the service is called where services name each other.
 const NAME: &str = "licensing";
 
-/// Makes the service: its rpcs, the relay of its events, the sweep of what expires, and, where other processes write
+/// Makes the service: its rpcs, the relays of its events and of its audit entries, the sweep of what expires, and, where other processes write
 /// to the same database, the reader of their changes.
 pub fn assemble(deps: ServiceDeps) -> Result<Assembled, Error> {
     let store = Store::new(deps.database.clone(), &deps.keys, deps.clock.clone());
@@ -39,6 +43,7 @@ pub fn assemble_around(store: Store, deps: ServiceDeps) -> Result<Assembled, Err
     let ServiceDeps { signer, channels, .. } = deps;
     let catalog = channels.get("catalog")?.clone();
     let webhook = channels.get("webhook")?.clone();
+    let audit = audit::relay(store.database().clone(), NAME, channels.get("auth")?, signer.clone());
 
     let catalog = Catalog::new(catalog, signer.clone());
     let rpcs = Rpcs::new(LicensingServiceServer::new(Licenses::new(store.clone(), catalog)))
@@ -51,7 +56,7 @@ pub fn assemble_around(store: Store, deps: ServiceDeps) -> Result<Assembled, Err
         let store = store.clone();
         Worker::new("license expiry", move |shutdown| store.expire(shutdown))
     };
-    let mut workers = vec![relay, expiry];
+    let mut workers = vec![relay, audit, expiry, forget_answers(store.database().clone())];
     if store.is_shared() {
         workers.push(Worker::new("license changes", move |shutdown| store.follow_changes(shutdown)));
     }

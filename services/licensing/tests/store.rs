@@ -85,7 +85,7 @@ fn app(store: &Store) -> TenantStore {
 
 fn act() -> Act {
     let principal = Principal { id: "key_1".into(), ..Principal::default() };
-    Act::by(&Caller { principal: Arc::new(principal), request_id: "req_1".into() }, "/test")
+    Act::by(&Caller { principal: Arc::new(principal), request_id: "req_1".into(), once: None }, "/test")
 }
 
 fn terms(max_activations: Option<i64>) -> Terms {

@@ -38,7 +38,7 @@ pub(crate) enum Command {
     SetTier {
         /// The team's id
         team: String,
-        /// free, starter, builder, pro or scale
+        /// The name of a configured tier; without changes of [tiers] free, starter, builder, pro or scale
         tier: String,
     },
     /// Print the system key where it is new or kept in the data folder
@@ -75,7 +75,7 @@ pub(crate) async fn run(config: &Config, command: &Command) -> Result<(), Failur
             say("the password is set; every session of the account has ended");
         }
         Command::SetTier { team, tier } => {
-            admin.set_tier(team, tier).await?;
+            admin.set_tier(&config.tiers, team, tier).await?;
             say(format_args!("{team} is on tier {tier}"));
         }
         Command::SystemKey { rotate, now } => {

@@ -3,6 +3,7 @@
 //! This crate puts the parts together and decides nothing that a part could decide itself.
 
 mod admin;
+mod audit;
 mod migrate;
 mod process;
 mod storage;
@@ -65,6 +66,9 @@ enum Command {
     /// What an operator needs without a web page
     #[command(subcommand)]
     Admin(admin::Command),
+    /// Look at the audit log
+    #[command(subcommand)]
+    Audit(audit::Command),
 }
 
 #[derive(Debug, Subcommand)]
@@ -137,6 +141,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             Command::Webhook => process::run(config, Part::Service("webhook")).await,
             Command::Migrate(command) => migrate::run(&config, command).await,
             Command::Admin(command) => admin::run(&config, command).await,
+            Command::Audit(command) => audit::run(&config, command).await,
             Command::Config(_) => Ok(()),
         }
     })

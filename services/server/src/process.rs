@@ -2,15 +2,17 @@
 //!
 //! The same code runs everything in one process and each part alone; the only difference is which channels are local.
 
-use std::{collections::HashMap, fmt::Write as _, fs::File, sync::Arc, time::Duration};
+use std::{fmt::Write as _, fs::File, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 use paperkey_auth::{
     AuthConfig, BadMail, Mail,
     admin::{Admin, Care},
+    audit::AuditLog,
 };
-use paperkey_gateway::{Gateway, GatewayConfig};
+use paperkey_gateway::{Gateway, GatewayConfig, GatewayDeps};
 use paperkey_kit::{
+    audit::AuditSink,
     authn::{CachedAuthenticator, Judgements},
     cache::Epochs,
     channel::Channel,
@@ -18,6 +20,8 @@ use paperkey_kit::{
     config::{Config, Part, Registration},
     db::{Database, Engine},
     host::{self, GrpcHost, Operations},
+    incidents::Incidents,
+    limits::{Limiter, MemoryLimiter, RedisLimiter, RedisOptions, RedisStats, StoreState, Subjects},
     policy::Guarded,
     principal::Signer,
     reflection,
@@ -25,6 +29,9 @@ use paperkey_kit::{
     service::{Assembled, Channels, SERVICES, ServiceDeps, Worker},
     shutdown::{self, Shutdown},
     telemetry,
+};
+use paperkey_proto::auth::v1::{
+    audit_intake_service_client::AuditIntakeServiceClient, credential_service_client::CredentialServiceClient,
 };
 use paperkey_webhook::WebhookConfig;
 use tokio::{
@@ -49,6 +56,9 @@ pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
     let mut process = Process::assemble(&config, part, &public_url(&config, listener.local_addr()?)).await?;
     let (handle, shutdown) = shutdown::channel();
     let mut tasks = process.start(&shutdown);
+    // What is answered during the end is written down like anything before it, so this ends after the last answer.
+    let (recording, recorded) = shutdown::channel();
+    let recorder = process.audit.clone().map(|audit| tokio::spawn(audit.run(recorded)));
     let grace = Duration::from_millis(config.server.shutdown_grace_ms);
 
     let ready = process.readiness();
@@ -75,10 +85,28 @@ pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
     let drained = async {
         // A part that panicked has said so; the others are still waited for.
         let _ = serving.await;
+        recording.shut_down();
+        if let Some(recorder) = recorder {
+            let _ = recorder.await;
+        }
+        // First what must not be lost: it is on disk before anybody else is asked for anything.
+        if let Some(audit) = &process.audit
+            && let Err(error) = audit.flush().await
+        {
+            tracing::warn!(reason = error.reason().as_str_name(), "the last records of calls wait on disk");
+        }
         while tasks.join_next().await.is_some() {}
-        // The last calls have been answered: what they used is not forgotten, unless auth has gone before.
+        // What the last calls used and saw is not forgotten, unless auth has gone before.
         if let Err(error) = process.authenticator.uses().flush().await {
             tracing::warn!(reason = error.reason().as_str_name(), "the last uses of keys are not recorded");
+        }
+        if let Err(error) = process.incidents.flush().await {
+            tracing::warn!(reason = error.reason().as_str_name(), "the last incidents are not recorded");
+        }
+        if let Some(log) = &process.audit_log
+            && let Err(error) = log.chain().await
+        {
+            tracing::warn!(%error, "the last blocks of the audit log are chained by the next start");
         }
         for (_, database) in process.databases {
             database.close().await;
@@ -101,6 +129,13 @@ struct Process {
     signer: Signer,
     channels: Channels,
     authenticator: Arc<CachedAuthenticator>,
+    limiter: Arc<Limiter>,
+    subjects: Subjects,
+    incidents: Arc<Incidents>,
+    /// The log itself, where auth is in this process.
+    audit_log: Option<AuditLog>,
+    /// Where a gateway says what its calls were.
+    audit: Option<Arc<AuditSink>>,
     hosted: Vec<(&'static str, Guarded)>,
     workers: Vec<Worker>,
     databases: Vec<(&'static str, Database)>,
@@ -130,12 +165,35 @@ impl Process {
         let auth = channels.get("auth")?;
         let authenticator = CachedAuthenticator::new(auth, signer.clone(), clock.clone(), Arc::clone(&epochs));
 
+        let limiter = match &config.redis.url {
+            Some(url) if matches!(part, Part::All | Part::Gateway) => {
+                let options = RedisOptions { url: url.clone(), gateways: config.redis.gateways };
+                Limiter::Redis(RedisLimiter::connect(options, clock.clone()).await.map_err(Failure)?)
+            }
+            _ => Limiter::Memory(MemoryLimiter::new(clock.clone())),
+        };
+
+        let seen = CredentialServiceClient::new(auth.as_service("gateway", signer.clone(), None));
+        let incidents = Incidents::new(seen, Arc::clone(authenticator.uses()), clock.clone());
+        let audit = match part {
+            Part::All | Part::Gateway => {
+                let client = AuditIntakeServiceClient::new(auth.as_service("gateway", signer.clone(), None));
+                let (folder, bytes) = (config.server.data.join("audit-spool"), config.audit.spool_max_bytes);
+                Some(AuditSink::new(client, &folder, bytes, clock.clone())?)
+            }
+            Part::Service(_) => None,
+        };
         let mut process = Self {
             part,
             clock,
             signer,
             channels,
             authenticator,
+            limiter: Arc::new(limiter),
+            incidents,
+            audit,
+            audit_log: None,
+            subjects: Subjects::new(&keys),
             hosted: Vec::new(),
             workers: Vec::new(),
             databases: Vec::new(),
@@ -168,6 +226,9 @@ impl Process {
             signer: self.signer.clone(),
             channels: self.channels.clone(),
         };
+        if service == "auth" {
+            self.audit_log = Some(AuditLog::new(database.clone(), keys, &config.server.data));
+        }
         if service == "auth" && database.engine() == Engine::Sqlite {
             let admin = Admin::new(database.clone(), keys, Arc::clone(epochs))?;
             self.first_start = admin::care_for_system_key(config, &admin).await? == Care::Make;
@@ -182,7 +243,8 @@ impl Process {
         };
         let rpcs = reflection::add_to(rpcs, |_| true)?;
         let authenticator = Arc::clone(&self.authenticator) as _;
-        let guarded = Guarded::new(rpcs, self.signer.clone(), self.clock.clone(), Some(authenticator));
+        let (signer, clock) = (self.signer.clone(), self.clock.clone());
+        let guarded = Guarded::new(rpcs, signer, clock, Some(authenticator), Some(database.clone()));
         self.channels.get(service)?.bind(guarded.clone());
         self.hosted.push((service, guarded));
         self.workers.extend(workers);
@@ -195,6 +257,10 @@ impl Process {
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&self.authenticator).watch(shutdown.clone()));
         tasks.spawn(Arc::clone(self.authenticator.uses()).hand_over(shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.incidents).run(shutdown.clone()));
+        if let Limiter::Redis(limiter) = &*self.limiter {
+            tasks.spawn(limiter.run(shutdown.clone()));
+        }
         for worker in std::mem::take(&mut self.workers) {
             let name = worker.name;
             let run = worker.run(shutdown.clone());
@@ -229,13 +295,21 @@ impl Process {
                 cors_any_origin: config.server.cors_any_origin,
                 call_timeout_ms: config.server.call_timeout_ms,
                 upstreams: config.upstreams.clone(),
+                tiers: Arc::new(config.tiers.clone()),
+                limits: config.limits.clone(),
+                billing_url: config.billing.url.clone(),
                 version: VERSION,
             },
-            self.channels.iter().map(|(name, channel)| (name.to_owned(), channel.clone())).collect::<HashMap<_, _>>(),
-            Arc::clone(&self.authenticator) as _,
-            self.signer.clone(),
-            self.clock.clone(),
-            None,
+            GatewayDeps {
+                channels: self.channels.iter().map(|(name, channel)| (name.to_owned(), channel.clone())).collect(),
+                authenticator: Arc::clone(&self.authenticator) as _,
+                signer: self.signer.clone(),
+                clock: self.clock.clone(),
+                limiter: Arc::clone(&self.limiter),
+                subjects: self.subjects.clone(),
+                audit: self.audit.clone(),
+                incidents: Some(Arc::clone(&self.incidents)),
+            },
         )?;
         let handle = move |request, peer| gateway.handle(request, peer);
         Ok(host::serve(listener, handle, shutdown, grace).boxed())
@@ -245,6 +319,7 @@ impl Process {
         let databases = self.databases.clone();
         let watched = databases.clone();
         let authenticator = Arc::clone(&self.authenticator);
+        let (audit, limiter) = (self.audit.clone(), Arc::clone(&self.limiter));
         let ready = move || {
             let databases = databases.clone();
             async move {
@@ -270,11 +345,34 @@ impl Process {
                     malformed,
                 ),
             ] {
-                // Writing to a String cannot fail.
-                let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
+                write_metric(text, name, "counter", help, value);
+            }
+            if let Some(counts) = audit.as_ref().map(|audit| audit.counts()) {
+                for (name, kind, help, value) in [
+                    ("paperkey_audit_records_total", "counter", "Calls recorded.", counts.recorded),
+                    ("paperkey_audit_handed_over_total", "counter", "Records that auth has taken.", counts.handed_over),
+                    ("paperkey_audit_lost_total", "counter", "Records that found no room.", counts.lost),
+                    ("paperkey_audit_waiting", "gauge", "Records that wait in memory.", counts.waiting),
+                    ("paperkey_audit_spooled_bytes", "gauge", "Bytes that wait on disk.", counts.spooled_bytes),
+                ] {
+                    write_metric(text, name, kind, help, value);
+                }
+            }
+            if let Limiter::Redis(limiter) = &*limiter {
+                let RedisStats { state, failures, gateways } = limiter.stats();
+                let (up, gateways) = (u64::from(state == StoreState::Up), u64::from(gateways));
+                write_metric(text, "paperkey_limits_store_up", "gauge", "Whether gateways share their limits.", up);
+                let help = "How often the store of limits was lost.";
+                write_metric(text, "paperkey_limits_store_failures_total", "counter", help, failures);
+                write_metric(text, "paperkey_limits_gateways", "gauge", "Gateways that share limits.", gateways);
             }
         })
     }
+}
+
+fn write_metric(text: &mut String, name: &str, kind: &str, help: &str, value: u64) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
 }
 
 fn auth_config(config: &Config, epochs: &Arc<Epochs>, public_url: &str) -> Result<AuthConfig, BadMail> {
@@ -285,6 +383,10 @@ fn auth_config(config: &Config, epochs: &Arc<Epochs>, public_url: &str) -> Resul
         epochs: Arc::clone(epochs),
         public_url: public_url.to_owned(),
         mail: Mail::new(config.mail.smtp_url.as_ref(), &config.mail.from, folder)?,
+        tiers: Arc::new(config.tiers.clone()),
+        slack_webhook_url: config.alerts.slack_webhook_url.clone(),
+        audit_retention_days: config.audit.retention_days,
+        audit_folder: config.server.data.clone(),
     })
 }
 

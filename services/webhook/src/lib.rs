@@ -5,6 +5,8 @@
 //! at least once and keeps its id over all attempts; claims in the database, and not locks in a process, decide who
 //! sends it. Where nothing may go is decided when an address is written and again when it is dialled.
 //!
+//! That an endpoint was paused is told to auth, which tells the team.
+//!
 //! Deliberately absent: what makes events; they come through the outboxes of other services.
 
 mod deliver;
@@ -16,7 +18,11 @@ mod wake;
 
 use std::sync::Arc;
 
-use paperkey_kit::service::{Assembled, Rpcs, ServiceDeps, Worker};
+use paperkey_kit::{
+    audit,
+    once::forget_answers,
+    service::{Assembled, Rpcs, ServiceDeps, Worker},
+};
 use paperkey_proto::{
     Error, events::v1::intake_service_server::IntakeServiceServer,
     webhook::v1::webhook_service_server::WebhookServiceServer,
@@ -69,24 +75,29 @@ impl WebhookConfig {
     }
 }
 
-/// Makes the service: its rpcs, the dispatcher, and the housekeeping.
+/// Makes the service: its rpcs, the dispatcher, the relay of its audit entries, and the housekeeping.
 pub fn assemble(deps: ServiceDeps, config: WebhookConfig) -> Result<Assembled, Error> {
     let ServiceDeps { database, keys, clock, signer, channels } = deps;
-    let catalog = channels.get("catalog")?.clone();
+    let (auth, catalog) = (channels.get("auth")?.clone(), channels.get("catalog")?.clone());
+    let audit = audit::relay(database.clone(), NAME, &auth, signer.clone());
     let wake = Arc::new(Wake::default());
     let (rules, pace) = (config.url_rules(), Pace::new(&config));
     let sender = Sender::new(&config, clock.clone())?;
     let schedule = Arc::new(Schedule::new(config.retry_schedule_s));
     let store = Store::new(database.clone(), &keys, clock.clone(), schedule, Arc::clone(&wake));
 
+    let relay = store.outbox().relay("webhook to auth", database.clone(), NAME, "auth", auth, signer.clone());
     let webhooks = Webhooks::new(store.clone(), rules, catalog, signer);
     let rpcs = Rpcs::new(WebhookServiceServer::new(webhooks))
         .add_service(IntakeServiceServer::new(Intake::new(store.clone())));
 
     let dispatcher = Dispatcher::new(store.clone(), sender, clock.clone(), wake, pace);
     let workers = vec![
+        forget_answers(database.clone()),
+        audit,
         Worker::new("webhook dispatcher", move |shutdown| dispatcher.run(shutdown)),
         Worker::new("webhook housekeeping", move |shutdown| housekeeping::run(store, database, clock, shutdown)),
+        relay,
     ];
     Ok(Assembled { rpcs, workers })
 }

@@ -17,7 +17,10 @@ use paperkey_kit::{
     testing::TestDb,
 };
 use paperkey_migrations::webhook::Migrator;
-use paperkey_proto::webhook::v1::{DeleteWebhookRequest, DeliveryStatus, WebhookStatus};
+use paperkey_proto::{
+    principal::v1::Mode,
+    webhook::v1::{DeleteWebhookRequest, DeliveryStatus, WebhookStatus},
+};
 use paperkey_webhook::WebhookConfig;
 use sea_orm::{ConnectionTrait as _, Statement};
 use tokio::sync::Semaphore;
@@ -30,6 +33,7 @@ store_suite! {
     a_delivery_that_is_tried_again_keeps_its_id,
     the_last_attempt_fails_the_delivery,
     ten_failures_pause_and_what_is_held_goes_out_when_resumed,
+    auth_is_told_once_of_each_pause_and_nothing_of_the_address_but_its_host,
     an_endpoint_that_is_gone_is_paused_at_once,
     a_paused_endpoint_gets_nothing_and_loses_nothing,
     a_hanging_receiver_does_not_delay_another,
@@ -209,6 +213,42 @@ async fn ten_failures_pause_and_what_is_held_goes_out_when_resumed(database: Dat
     assert_eq!(got, events);
     let resumed = world.webhook(&webhook.id).await;
     assert_eq!((resumed.status(), resumed.consecutive_failures), (WebhookStatus::Active, 0));
+    world.shut_down().await;
+}
+
+async fn auth_is_told_once_of_each_pause_and_nothing_of_the_address_but_its_host(database: Database) {
+    let world = World::on(database, lax(100));
+    let mut receiver = Receiver::start(&[Reply::Status(500)]).await;
+    let (webhook, _) = world.endpoint(&format!("{}?token=hunter2", receiver.url())).await;
+    let (of_team, _) = world.team_endpoint(&receiver.url(), &["api_key.created"]).await;
+    for _ in 0..12 {
+        world.happens("license.created").await;
+    }
+    until(async || world.webhook(&webhook.id).await.status() == WebhookStatus::Paused).await;
+    // Auth has refused it at first.
+    until(async || world.told_to_auth().len() == 1).await;
+    receiver.rest();
+    receiver.answers(Reply::Status(410));
+    world.ingest(vec![world.team_event("api_key.created", Mode::Live)]).await;
+    until(async || world.told_to_auth().len() == 2).await;
+    world.set_status(&webhook.id, WebhookStatus::Active).await;
+    until(async || world.told_to_auth().len() == 3).await;
+    until(async || count(&world.database, "outbox").await == 0).await;
+    let told = world.told_to_auth();
+    assert_eq!(told.len(), 3, "and no more: {told:?}");
+    for (event, id, product_id, gone) in [
+        (&told[0], &webhook.id, PRODUCT, false),
+        (&told[1], &of_team.id, "", true),
+        (&told[2], &webhook.id, PRODUCT, true),
+    ] {
+        assert_eq!((event.topic.as_str(), event.team_id.as_str()), ("webhook.paused", "team_1"));
+        assert_eq!((event.mode(), event.product_id.as_str()), (Mode::Live, product_id));
+        let data: serde_json::Value = serde_json::from_str(&event.data_json).unwrap();
+        assert_eq!((&data["webhookId"], &data["host"]), (&id.as_str().into(), &"127.0.0.1".into()));
+        assert_eq!((&data["productId"], &data["gone"]), (&product_id.into(), &gone.into()));
+        assert_eq!(data["failures"].as_i64().unwrap() >= 10, !gone, "{data}");
+        assert!(!event.data_json.contains("hunter2"), "{data}");
+    }
     world.shut_down().await;
 }
 

@@ -25,6 +25,7 @@ on_both_kinds! {
     an_operator_makes_accounts_and_resets_passwords_while_it_runs,
     an_operator_sets_tiers_and_rotates_the_system_key_while_it_runs,
     sigterm_finishes_what_is_in_flight_and_exits_0,
+    the_audit_log_is_verified_while_it_runs_and_after,
 }
 
 /// How long a start that cannot succeed may take to say so.
@@ -282,6 +283,33 @@ async fn an_operator_sets_tiers_and_rotates_the_system_key_while_it_runs(install
     install.command(&["admin", "system-key", "--now"], "").await.failed();
 }
 
+async fn the_audit_log_is_verified_while_it_runs_and_after(mut install: Installation) {
+    let owner = install.register().await;
+    let logs = format!("/teams/{}/audit-logs?method=AuthService/Register", owner.team_id);
+    eventually("the registration is in the log", || async {
+        (owner.get(&logs).await.gives(200)["entries"].as_array().is_some_and(|entries| entries.len() == 1))
+            .then_some(())
+    })
+    .await;
+    let verify = async |install: &Installation| install.command(&["audit", "verify"], "").await;
+    eventually("it is chained", || async {
+        let verdict = verify(&install).await;
+        let said = verdict.succeeded();
+        assert!(said.starts_with("the audit log is whole: "), "{said}");
+        (!said.contains(" 0 chained blocks")).then_some(())
+    })
+    .await;
+    let head = install.data().join("audit-head");
+    if !head.exists() {
+        assert!(verify(&install).await.succeeded().contains("run this where the auth service runs"));
+        return;
+    }
+    install.process("serve").terminate().await;
+    verify(&install).await.succeeded();
+    fs::remove_file(head).unwrap();
+    fails_with_one_sentence(&verify(&install).await, &["the audit log is not whole", "audit-head is gone"]);
+}
+
 /// A call whose body the server waits for: it has said so.
 async fn in_flight(install: &Installation, owner: &Account, length: usize) -> Connection {
     let mut connection = Connection::open(&install.url()).await;
@@ -369,7 +397,9 @@ async fn registration_can_be_closed_and_operators_still_make_accounts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn help_and_nonsense_are_answered_by_every_command() {
-    for command in ["serve", "gateway", "auth", "catalog", "licensing", "webhook", "migrate", "admin", "config"] {
+    for command in
+        ["serve", "gateway", "auth", "catalog", "licensing", "webhook", "migrate", "admin", "audit", "config"]
+    {
         let (ended, _folder) = paperkey(&[command, "--help"], &[]).await;
         assert!(ended.succeeded().contains("--config"), "{command}");
     }

@@ -4,7 +4,9 @@
 
 mod accounts;
 mod addresses;
+mod alerts;
 mod arrows;
+mod audit;
 mod cli;
 mod clients;
 mod crash;
@@ -13,11 +15,14 @@ mod freshness;
 mod health;
 mod json;
 mod keys;
+mod limits;
 mod nonsense;
+mod once;
 mod oracle;
 mod path;
 mod permissions;
 mod policy;
+mod quotas;
 mod races;
 mod samples;
 mod secrets;

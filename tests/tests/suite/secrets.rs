@@ -106,7 +106,7 @@ async fn a_fleet_writes_no_secret_to_its_logs_nor_to_its_tables() {
     let secrets = use_everything(&install).await;
     nothing_is_written(&install, &secrets);
     let rows = install.rows().await;
-    for table in ["auth.audit_entries", "auth.keys", "auth.product_keys", "licensing.licenses"] {
+    for table in ["auth.audit_blocks", "auth.keys", "auth.product_keys", "licensing.licenses"] {
         assert!(rows.iter().any(|(name, _)| name == table), "{table} is looked at");
     }
     for (table, row) in &rows {

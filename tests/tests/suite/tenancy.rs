@@ -15,7 +15,8 @@ on_both_kinds! {
 }
 
 /// Keys, members and teams themselves are no data of a mode.
-const OF_NO_WORLD: [&str; 3] = ["ApiKeyService", "MemberService", "TeamService"];
+const OF_NO_WORLD: [&str; 6] =
+    ["AlertService", "ApiKeyService", "AuditLogService", "MemberService", "TeamService", "UsageService"];
 
 /// The methods whose request names something of a world by its id.
 fn naming_methods() -> impl Iterator<Item = &'static Method> {

@@ -65,10 +65,11 @@ mod fleet {
 async fn a_start_with_a_mount_that_cannot_be_says_why() {
     let install = Installation::all_in_one().await;
     let mut command = install.prepared(&["config", "check"]);
-    command.env("PAPERKEY__UPSTREAMS", "[{ path = \"/v1/keys/x\", url = \"localhost\", meter = \"renders\" }]");
+    command.env("PAPERKEY__UPSTREAMS", "[{ path = \"/v1/keys/x\", url = \"localhost\", meter = \"moons\" }]");
     let ended = paperkey_tests::process::run(command, "").await;
     let said = ended.failed();
-    for problem in ["upstreams[0].path overlaps", "upstreams[0].url must be", "meter is unknown"] {
+    for problem in ["upstreams[0].path overlaps", "upstreams[0].url must be", "upstreams[0].meter is named by no tier"]
+    {
         assert!(said.contains(problem), "{problem}: {said}");
     }
 }

@@ -52,7 +52,7 @@ async fn a_vendor_learns_of_its_own_keys_and_of_nobody_elses(install: Installati
         assert!(json["scopes"].as_array().is_some_and(|scopes| scopes.contains(&json!("licenses:read"))), "{json}");
     }
     let unknown = json!({"valid": false, "code": "invalid_key", "key_id": null, "team_id": null, "mode": null,
-        "scopes": []});
+        "scopes": [], "ratelimit": null, "quota": null});
     let system_key = install.system_key().await;
     let foreign = [&stranger.live_key, &stranger.free_key, &system_key];
     let no_keys = [&owner.token, &product.public_key, &"nonsense".to_owned()];

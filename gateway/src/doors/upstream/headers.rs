@@ -1,5 +1,7 @@
 //! What of a request's headers the server behind it sees, and what of an answer's the caller.
 
+use std::net::SocketAddr;
+
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, TRANSFER_ENCODING},
@@ -8,7 +10,7 @@ use http::{
 use paperkey_kit::principal::REQUEST_ID_HEADER;
 use paperkey_proto::Error;
 
-use super::{Origin, is_hop_by_hop};
+use super::is_hop_by_hop;
 use crate::{
     Inner,
     doors::{is_our_word, is_read},
@@ -33,7 +35,8 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 pub(super) fn of_request(
     gateway: &Inner,
     head: &Head,
-    origin: Origin<'_>,
+    peer: SocketAddr,
+    request_id: &str,
     forward_credential: bool,
     identity: &[(HeaderName, HeaderValue)],
 ) -> Result<HeaderMap, Error> {
@@ -53,10 +56,10 @@ pub(super) fn of_request(
         headers.insert(COOKIE, whole);
     }
     let trusted = &gateway.config.trusted_proxies;
-    let came_by = edge::believed_addresses(&head.headers, origin.peer, trusted);
+    let came_by = edge::believed_addresses(&head.headers, peer, trusted);
     let came_by: Vec<_> = came_by.iter().map(ToString::to_string).collect();
     headers.insert(X_FORWARDED_FOR, HeaderValue::try_from(came_by.join(", ")).map_err(Error::internal)?);
-    let said = |name: HeaderName| head.headers.get(name).filter(|_| gateway.trusts(origin.peer)).cloned();
+    let said = |name: HeaderName| head.headers.get(name).filter(|_| gateway.trusts(peer)).cloned();
     let proto = said(X_FORWARDED_PROTO).filter(|proto| proto == "http" || proto == "https").unwrap_or_else(|| {
         HeaderValue::from_static(if gateway.config.public_url.starts_with("https:") { "https" } else { "http" })
     });
@@ -64,7 +67,7 @@ pub(super) fn of_request(
     if let Some(host) = said(X_FORWARDED_HOST).or_else(|| host_of(head)) {
         headers.insert(X_FORWARDED_HOST, host);
     }
-    headers.insert(REQUEST_ID_HEADER, HeaderValue::from_str(origin.request_id).map_err(Error::internal)?);
+    headers.insert(REQUEST_ID_HEADER, HeaderValue::from_str(request_id).map_err(Error::internal)?);
     for (name, value) in identity {
         headers.insert(name, value.clone());
     }

@@ -8,7 +8,7 @@ mod headers;
 mod path;
 mod stream;
 
-use std::{error::Error as StdError, sync::Arc, time::Duration};
+use std::{error::Error as StdError, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -25,17 +25,17 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use paperkey_kit::{
-    config::{Upstream, upstreams},
+    config::{Tiers, Upstream, upstreams},
     principal::REQUEST_ID_HEADER,
 };
-use paperkey_proto::{Contract, Error, errors::v1::Reason, options::v1::Scope};
+use paperkey_proto::{Contract, Error, errors::v1::Reason, options::v1::Scope, principal::v1::Principal};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Answered, Origin, identity, is_read, may};
-use crate::{GatewayError, Inner, body::Body, edge, envelope::Refusal, policy::Identified};
+use super::{Answered, identity, is_read, may, take};
+use crate::{GatewayError, Inner, body::Body, call::Call, edge, envelope::Refusal};
 use stream::{Answer, Outgoing, Progress};
 
-/// How long a connection may take to open.
+/// How long a connection may take to open at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a connection is kept for the next request.
@@ -66,6 +66,8 @@ pub(crate) struct Mount {
     /// What is put before the path that it is asked for.
     base: String,
     scope: Option<Scope>,
+    /// The meter that a call takes units of, and how many.
+    meter: Option<(String, i64)>,
     anonymous: bool,
     strip_prefix: bool,
     max_body_bytes: u64,
@@ -75,15 +77,16 @@ pub(crate) struct Mount {
 
 impl Mounts {
     /// Mounts what is configured, or says what is wrong with it.
-    pub(crate) fn new(configured: &[Upstream]) -> Result<Self, GatewayError> {
-        let problems = upstreams::problems(configured);
+    pub(crate) fn new(configured: &[Upstream], tiers: &Tiers) -> Result<Self, GatewayError> {
+        let problems = upstreams::problems(configured, tiers);
         if !problems.is_empty() {
             return Err(GatewayError::Upstream(problems.join("; ")));
         }
         let mut mounts = configured.iter().map(Mount::new).collect::<Result<Vec<_>, _>>()?;
         mounts.sort_by_key(|mount| std::cmp::Reverse(mount.prefix.len()));
         // Trust roots are only read where there is somebody to trust.
-        let client = if mounts.is_empty() { None } else { Some(sender()?) };
+        let patience = mounts.iter().map(|mount| mount.timeout / 2).fold(CONNECT_TIMEOUT, Duration::min);
+        let client = if mounts.is_empty() { None } else { Some(sender(patience)?) };
         Ok(Self { mounts, client })
     }
 
@@ -108,11 +111,12 @@ impl Mounts {
     }
 }
 
-fn sender() -> Result<Sender, GatewayError> {
+fn sender(patience: Duration) -> Result<Sender, GatewayError> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    // Shorter than the patience with any mount, so that a server that is not reached is known not to have been.
+    connector.set_connect_timeout(Some(patience));
     let connector = HttpsConnectorBuilder::new()
         .with_provider_and_webpki_roots(Arc::new(rustls::crypto::ring::default_provider()))
         .map_err(|error| GatewayError::Upstream(format!("there is no TLS: {error}")))?
@@ -138,6 +142,7 @@ impl Mount {
             authority: parts.authority.ok_or_else(bad)?,
             base,
             scope: upstream.scope.as_deref().and_then(|word| Contract::get().scope_named(word)),
+            meter: upstream.meter.clone().map(|meter| (meter, upstream.cost)),
             anonymous: upstream.anonymous,
             strip_prefix: upstream.strip_prefix,
             max_body_bytes: upstream.max_body_bytes,
@@ -173,7 +178,14 @@ impl Mount {
 }
 
 /// Answers a request for a mounted upstream.
-pub(crate) async fn answer<B>(gateway: &Inner, mount: &Mount, head: Head, body: B, origin: Origin<'_>) -> Answered
+pub(crate) async fn answer<B>(
+    gateway: &Inner,
+    mount: &Mount,
+    head: Head,
+    body: B,
+    peer: SocketAddr,
+    call: &mut Call,
+) -> Answered
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
@@ -181,18 +193,18 @@ where
     let has_body = !body.is_end_stream();
     let shared = gateway.config.cors_any_origin;
     if shared && edge::is_preflight(&head.method, &head.headers) {
+        call.aside = true;
         let mut response = edge::preflight(VERBS, head.headers.get(ACCESS_CONTROL_REQUEST_HEADERS));
         if has_body {
             edge::hang_up(head.version, response.headers_mut());
         }
         return Answered::Ours(response);
     }
-    let mut told = Vec::new();
-    match pass(gateway, mount, &head, body, origin, &mut told).await {
+    match pass(gateway, mount, &head, body, peer, call).await {
         Ok(mut response) => {
             let headers = response.headers_mut();
-            headers.extend(told);
-            if let Ok(id) = HeaderValue::from_str(origin.request_id) {
+            call.told.put_on(headers);
+            if let Ok(id) = HeaderValue::from_str(&call.request_id) {
                 headers.insert(REQUEST_ID_HEADER, id);
             }
             if shared && !headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
@@ -201,10 +213,11 @@ where
             Answered::Theirs(response)
         }
         Err(refusal) => {
-            let teller = gateway.doorman(head.uri.path(), &head.headers, origin.request_id);
+            call.failed(&refusal.error);
+            let teller = gateway.doorman(head.uri.path(), &head.headers, &call.request_id);
             let mut response = teller.tell(&refusal);
             let headers = response.headers_mut();
-            headers.extend(told);
+            call.told.put_on(headers);
             if has_body {
                 edge::hang_up(head.version, headers);
             }
@@ -221,28 +234,30 @@ async fn pass<B>(
     mount: &Mount,
     head: &Head,
     body: B,
-    origin: Origin<'_>,
-    told: &mut Vec<(HeaderName, HeaderValue)>,
+    peer: SocketAddr,
+    call: &mut Call,
 ) -> Result<Response<Body>, Refusal>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let read = path::as_read(head.uri.path()).map_err(Error::malformed)?;
-    if !gateway.doors.mounts.is_found_at(mount, &read) {
-        return Err(Error::malformed("The path could be read as another").into());
+    let read = path::as_read(head.uri.path()).map_err(Error::malformed).and_then(|read| {
+        let found = gateway.doors.mounts.is_found_at(mount, &read);
+        found.then_some(()).ok_or_else(|| Error::malformed("The path could be read as another"))
+    });
+    if let Err(ambiguous) = read {
+        gateway.gate.count_stray(call).await?;
+        return Err(ambiguous.into());
     }
-    let known = identified(gateway, mount, head, origin).await?;
-    if let Some(known) = &known {
-        told.clone_from(&known.headers);
-    }
+    gateway.must_be_seen(call).await?;
+    let known = identified(gateway, mount, head, call).await?;
     passable(head)?;
     let (ended, length) = (body.is_end_stream(), body.size_hint().exact());
     let declared = body.size_hint().lower();
     if declared > mount.max_body_bytes {
         return Err(mount.too_large().into());
     }
-    let principal = known.as_ref().map(|known| &*known.principal);
+    let principal = known.as_deref();
     let progress = Arc::new(Progress::new());
     let outgoing = Outgoing::new(body, mount.max_body_bytes, Arc::clone(&progress));
     let mut request = Request::new(outgoing.boxed_unsync());
@@ -252,7 +267,8 @@ where
     *request.headers_mut() = headers::of_request(
         gateway,
         head,
-        origin,
+        peer,
+        &call.request_id,
         mount.forward_credential,
         &principal.map(identity).unwrap_or_default(),
     )?;
@@ -262,7 +278,16 @@ where
     } else if ended && !is_read(head.method.as_str()) {
         request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
-    let response = exchange(gateway, mount, request, &progress).await?;
+    // Nothing stands between the units and what they are for that could fail.
+    let taken = match &known {
+        Some(principal) => take(gateway, principal, mount.meter.as_ref()).await?,
+        None => None,
+    };
+    let answered = exchange(gateway, mount, request, &progress).await;
+    if let (Err(Unanswered { reached: false, .. }), Some(taken)) = (&answered, &taken) {
+        gateway.meters.give_back(taken).await;
+    }
+    let response = answered.map_err(|unanswered| unanswered.error)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Error::unavailable("an upstream switched protocols unasked").into());
     }
@@ -279,12 +304,13 @@ async fn identified(
     gateway: &Inner,
     mount: &Mount,
     head: &Head,
-    origin: Origin<'_>,
-) -> Result<Option<Identified>, Refusal> {
-    let Some(known) = gateway.gate.identify(&head.headers, gateway.doors.accepted, Some(origin.client)).await? else {
+    call: &mut Call,
+) -> Result<Option<Arc<Principal>>, Refusal> {
+    let client = Some(call.client);
+    let Some(known) = gateway.gate.identify(&head.headers, gateway.doors.accepted, client, call).await? else {
         return if mount.anonymous { Ok(None) } else { Err(Error::unauthenticated().into()) };
     };
-    may(&known.principal, mount.scope, Some(!is_read(head.method.as_str())))
+    may(&known, mount.scope, Some(!is_read(head.method.as_str())))
         .map_err(|error| Refusal { credential_sent: true, ..error.into() })?;
     Ok(Some(known))
 }
@@ -310,6 +336,13 @@ fn passable(head: &Head) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Why there is no answer of the server's.
+struct Unanswered {
+    error: Error,
+    /// Whether the server may have seen the request.
+    reached: bool,
+}
+
 /// Sends the request, and waits for the head of the answer: for as long as the body makes progress, and then for the
 /// time that the mount allows.
 async fn exchange(
@@ -317,15 +350,22 @@ async fn exchange(
     mount: &Mount,
     request: Request<UnsyncBoxBody<Bytes, BoxError>>,
     progress: &Progress,
-) -> Result<Response<Incoming>, Error> {
-    let client = gateway.doors.mounts.client.as_ref().ok_or_else(|| Error::internal("mounts without a client"))?;
+) -> Result<Response<Incoming>, Unanswered> {
+    let client = gateway.doors.mounts.client.as_ref().ok_or_else(|| {
+        let error = Error::internal("mounts without a client");
+        Unanswered { error, reached: false }
+    })?;
     let mut answering = client.request(request);
     loop {
         if let Ok(answered) = timeout_at(progress.last() + mount.timeout, &mut answering).await {
-            return answered.map_err(|error| match () {
-                () if progress.overflowed() => mount.too_large(),
-                () if progress.cut_off() => Error::malformed("The request body was cut off"),
-                () => Error::unavailable(error),
+            return answered.map_err(|failure| {
+                let reached = !failure.is_connect();
+                let error = match () {
+                    () if progress.overflowed() => mount.too_large(),
+                    () if progress.cut_off() => Error::malformed("The request body was cut off"),
+                    () => Error::unavailable(failure),
+                };
+                Unanswered { error, reached }
             });
         }
         if progress.last() + mount.timeout > Instant::now() {
@@ -336,7 +376,8 @@ async fn exchange(
         } else {
             "The server behind this path took too long to answer"
         };
-        return Err(Error::new(Reason::Deadline).with_message(message));
+        let error = Error::new(Reason::Deadline).with_message(message);
+        return Err(Unanswered { error, reached: true });
     }
 }
 

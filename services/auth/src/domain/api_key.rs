@@ -107,6 +107,8 @@ pub(crate) struct ApiKey {
     pub(crate) revoker: Actor,
     pub(crate) superseded_by: Option<String>,
     pub(crate) replaces: Option<String>,
+    /// The first key of those that were rotated one into the next, if that is not this one.
+    pub(crate) lineage: Option<String>,
     /// Whether the one that it replaces asked for it itself.
     pub(crate) self_rotated: bool,
     /// The user who was shown its token: whoever has it may have kept it.
@@ -118,6 +120,11 @@ pub(crate) struct ApiKey {
 }
 
 impl ApiKey {
+    /// What the keys that it is rotated into are counted with.
+    pub(crate) fn first_of_its_line(&self) -> &str {
+        self.lineage.as_deref().unwrap_or(&self.id)
+    }
+
     /// Whether it works, and if not, why.
     pub(crate) fn status(&self, now_ms: i64) -> ApiKeyStatus {
         if self.revoked_at_ms.is_some() {
@@ -482,6 +489,7 @@ mod tests {
             revoker: Actor::default(),
             superseded_by: None,
             replaces: None,
+            lineage: None,
             self_rotated: false,
             given_to: None,
             rotated_at_ms: None,

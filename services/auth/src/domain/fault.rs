@@ -47,6 +47,8 @@ pub(crate) enum Fault {
     AlreadyMember,
     NoSuchMember,
     NoSuchInvitation,
+    OtherConsumption,
+    ConsumedMeanwhile,
 }
 
 impl From<Fault> for Error {
@@ -56,7 +58,10 @@ impl From<Fault> for Error {
             Fault::EmailTaken => Self::new(Reason::Conflict).with_message("An account with this email exists"),
             // Which of the two it was stays open: an answer must not tell who has an account.
             Fault::WrongEmailOrPassword => {
-                Self::new(Reason::InvalidCredentials).with_message("Email or password is wrong")
+                Self::new(Reason::InvalidCredentials).with_message("Email or password is wrong").with_agent_message(
+                    "Ask for the right email address and password, or have a link to reset the password mailed by POST \
+                     /auth/password/forgot. Do not retry unchanged: failed attempts are counted.",
+                )
             }
             Fault::NoSuchAccount => Self::not_found("account"),
             Fault::NoSuchTeam => Self::not_found("team"),
@@ -76,9 +81,9 @@ impl From<Fault> for Error {
             }
             Fault::SuccessorInUse => Self::new(Reason::Conflict)
                 .with_message("The key was rotated already, and the new one is in use or ended"),
-            Fault::NotLive => {
-                Self::new(Reason::ScopeInsufficient).with_message("Only a live key makes and rotates other keys")
-            }
+            Fault::NotLive => Self::new(Reason::ScopeInsufficient)
+                .with_message("Only a live key makes and rotates other keys")
+                .with_agent_message("Use a live key of the team instead of a test key. Do not retry with this key."),
             Fault::WiderThanCaller => Self::new(Reason::ScopeInsufficient).with_message(
                 "A key rotates only keys that may do no more than itself, no longer and from nowhere else",
             ),
@@ -89,7 +94,8 @@ impl From<Fault> for Error {
             }
             Fault::BadCredential | Fault::SessionEnded => Self::unauthenticated(),
             Fault::RotatedMeanwhile => Self::new(Reason::Conflict)
-                .with_message("The system key was rotated by someone else at the same moment; rotate it again"),
+                .with_message("The system key was rotated by someone else at the same moment; rotate it again")
+                .with_agent_message("Send the request again, with the key that is now in force."),
             Fault::TooManyFailures { again_in_ms } => {
                 Self::new(Reason::AuthRateLimited).with_retry_after(wait(again_in_ms))
             }
@@ -119,6 +125,8 @@ impl From<Fault> for Error {
             Fault::NoSuchMember => Self::not_found("member"),
             // Used, expired, made up or somebody else's: nobody is told which.
             Fault::NoSuchInvitation => Self::not_found("invitation"),
+            Fault::OtherConsumption => Self::field("consume_id", "was used for another consumption"),
+            Fault::ConsumedMeanwhile => Self::unavailable("the counter has changed again and again"),
         }
     }
 }

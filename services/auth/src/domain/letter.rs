@@ -16,6 +16,9 @@ pub(crate) enum Letter {
     PasswordReset { reset_id: String, link: Link, expires_at_ms: i64 },
     /// The password of an account was changed.
     PasswordChanged { to: String, at_ms: i64 },
+    /// Something that a team should know of. Whether the receiver still hears of it, and where, is looked up by whoever
+    /// sends it.
+    Alert { user_id: String, team_id: String, team: String, title: String, message: String, test: bool, at_ms: i64 },
 }
 
 /// A link that is not printed.
@@ -47,7 +50,7 @@ impl Letter {
     pub(crate) fn useless_from_ms(&self) -> Option<i64> {
         match self {
             Self::Invitation { expires_at_ms, .. } | Self::PasswordReset { expires_at_ms, .. } => Some(*expires_at_ms),
-            Self::PasswordChanged { .. } => None,
+            Self::PasswordChanged { .. } | Self::Alert { .. } => None,
         }
     }
 
@@ -94,6 +97,22 @@ impl Letter {
                     ),
                 }
             }
+            Self::Alert { team, title, message, test, at_ms, .. } => {
+                let (team, title, message, at) =
+                    (one_line(team), one_line(title), one_line(message), plain_time(*at_ms));
+                let mode = if *test { ", in test mode" } else { "" };
+                Text {
+                    subject: format!("{title}: {team}"),
+                    body: format!(
+                        "Hello,\n\n\
+                         {message}.\n\n\
+                         It was noticed on {at}, in the team \"{team}\"{mode}.\n\
+                         More of the same within the hour is counted in the alerts of the\n\
+                         dashboard, and not mailed.\n\n\
+                         You are told since you are an Owner or Admin of the team.\n"
+                    ),
+                }
+            }
         }
     }
 }
@@ -131,6 +150,25 @@ mod tests {
     fn a_name_has_no_line_of_its_own() {
         let text = invitation("Engines\r\nBcc: eve@example.com\u{2028}\u{202e}\u{0}").text();
         assert!(!text.subject.contains(['\r', '\n', '\u{2028}', '\u{202e}', '\u{0}']), "{:?}", text.subject);
+        assert!(!text.body.contains("\nBcc") && !text.body.contains('\r'), "{}", text.body);
+    }
+
+    #[test]
+    fn an_alert_says_what_happened_in_which_team() {
+        let alert = |message: &str| Letter::Alert {
+            user_id: "usr_1".into(),
+            team_id: "team_1".into(),
+            team: "Engines".into(),
+            title: "Webhook paused".into(),
+            message: message.into(),
+            test: true,
+            at_ms: 1_798_675_200_000,
+        };
+        let text = alert("The webhook wh_1 is paused\r\nBcc: eve@example.com").text();
+        assert_eq!(text.subject, "Webhook paused: Engines");
+        for said in ["The webhook wh_1 is paused", "31 December 2026, 00:00 UTC", "\"Engines\", in test mode"] {
+            assert!(text.body.contains(said), "{said}");
+        }
         assert!(!text.body.contains("\nBcc") && !text.body.contains('\r'), "{}", text.body);
     }
 

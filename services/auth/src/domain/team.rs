@@ -1,6 +1,6 @@
-//! Teams: tiers and roles by their words, and who may give which role.
+//! Teams: roles by their words, tiers by their names, and who may give which role.
 
-use paperkey_kit::policy::role_allows;
+use paperkey_kit::{config::Tiers, policy::role_allows};
 use paperkey_proto::{Error, options::v1::Scope, principal::v1::Role};
 
 use super::Fault;
@@ -13,37 +13,13 @@ const MAX_NAME_CHARS: usize = 100;
 /// How long after its deletion the rows of a team are removed, in milliseconds: what was under way then has ended.
 pub(crate) const REMOVED_AFTER_MS: i64 = 60_000;
 
-/// What a team has paid for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tier {
-    Free,
-    Starter,
-    Builder,
-    Pro,
-    Scale,
-}
-
-impl Tier {
-    const ALL: [Self; 5] = [Self::Free, Self::Starter, Self::Builder, Self::Pro, Self::Scale];
-
-    /// The word that is stored and shown.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Free => "free",
-            Self::Starter => "starter",
-            Self::Builder => "builder",
-            Self::Pro => "pro",
-            Self::Scale => "scale",
-        }
+/// The name of a configured tier.
+pub(crate) fn tier_name(tiers: &Tiers, name: &str) -> Result<String, Error> {
+    if tiers.get(name).is_some() {
+        return Ok(name.to_owned());
     }
-
-    /// The tier of that word.
-    pub(crate) fn parse(word: &str) -> Result<Self, Error> {
-        Self::ALL
-            .into_iter()
-            .find(|tier| tier.word() == word)
-            .ok_or_else(|| Error::field("tier", "must be one of free, starter, builder, pro, scale"))
-    }
+    let known = tiers.iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+    Err(Error::field("tier", format!("must be one of {known}")))
 }
 
 /// The word under which a role is stored.
@@ -65,6 +41,14 @@ pub(crate) fn role_of(word: &str) -> Role {
         .unwrap_or(Role::Unspecified)
 }
 
+/// The roles that hear of alerts, by their words.
+pub(crate) const HEARING_OF_ALERTS: [&str; 2] = ["owner", "admin"];
+
+/// Whether somebody of a stored role hears of alerts.
+pub(crate) fn hears_of_alerts(role: &str) -> bool {
+    HEARING_OF_ALERTS.contains(&role)
+}
+
 /// A team, as one of its members sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MemberTeam {
@@ -72,6 +56,8 @@ pub(crate) struct MemberTeam {
     pub(crate) name: String,
     pub(crate) role: Role,
     pub(crate) tier: String,
+    /// Where the installation has set it for the team.
+    pub(crate) requests_per_minute: Option<i64>,
 }
 
 /// What becomes of a key that was found where it should not be.
@@ -172,12 +158,24 @@ mod tests {
     }
 
     #[test]
-    fn every_role_and_tier_comes_back_from_its_word() {
+    fn every_role_comes_back_from_its_word() {
         for role in [Role::Owner, Role::Admin, Role::Manager, Role::Member] {
             assert_eq!(role_of(role_word(role)), role);
         }
-        for tier in Tier::ALL {
-            assert_eq!(Tier::parse(tier.word()).unwrap(), tier);
+    }
+
+    #[test]
+    fn a_tier_is_one_that_is_configured() {
+        let tiers = Tiers::default();
+        assert_eq!(tier_name(&tiers, "scale").unwrap(), "scale");
+        let refused = tier_name(&tiers, "Free").unwrap_err();
+        assert_eq!(refused.violations()[0].message, "must be one of builder, free, pro, scale, starter");
+    }
+
+    #[test]
+    fn those_hear_of_alerts_who_may_read_them() {
+        for role in [Role::Owner, Role::Admin, Role::Manager, Role::Member, Role::Unspecified] {
+            assert_eq!(hears_of_alerts(role_word(role)), role_allows(role, Scope::AuditRead), "{role:?}");
         }
     }
 
@@ -185,6 +183,5 @@ mod tests {
     fn a_word_that_is_not_known_allows_nothing() {
         assert_eq!(role_of("OWNER"), Role::Unspecified);
         assert_eq!(role_of(""), Role::Unspecified);
-        assert!(Tier::parse("Free").is_err());
     }
 }

@@ -120,10 +120,12 @@ async fn address(store: &Store, letter: &Letter) -> Result<Option<String>, DbErr
     match letter {
         Letter::Invitation { to, .. } | Letter::PasswordChanged { to, .. } => Ok(Some(to.clone())),
         Letter::PasswordReset { reset_id, .. } => store.reset_address(reset_id.clone()).await,
+        Letter::Alert { team_id, user_id, .. } => store.alert_address(team_id.clone(), user_id.clone()).await,
     }
 }
 
-fn wait_ms(attempts: i64) -> i64 {
+/// How long to wait after so many attempts.
+pub(crate) fn wait_ms(attempts: i64) -> i64 {
     let doublings = u32::try_from(attempts.clamp(1, 20) - 1).unwrap_or(0);
     FIRST_WAIT_MS.saturating_mul(2_i64.saturating_pow(doublings)).min(LONGEST_WAIT_MS)
 }

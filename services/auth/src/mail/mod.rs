@@ -29,7 +29,7 @@ use paperkey_kit::secrets::Secret;
 
 use crate::domain::letter::Text;
 
-pub(crate) use carrier::carry;
+pub(crate) use carrier::{carry, wait_ms};
 
 /// How long one step of a conversation with a mail server may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,7 +1,10 @@
 //! `ApiKeyService`: keys of teams, from the first to the last of their days.
 
+use std::sync::Arc;
+
 use paperkey_kit::{
     clock::Clock,
+    config::Tiers,
     ids::new_id,
     principal::Caller,
     secrets::Secret,
@@ -83,6 +86,7 @@ const GIVEN: [&str; 12] = [
 pub(crate) struct Handler {
     pub(crate) store: Store,
     pub(crate) clock: Clock,
+    pub(crate) tiers: Arc<Tiers>,
 }
 
 impl Handler {
@@ -105,10 +109,14 @@ impl ApiKeyService for Handler {
         let (caller, store, mut request) = self.of(request, |request| &request.team_id)?;
         not_empty(request.field_mask.take(), &request.scopes)?;
         let (kind, mode, terms) = asked_for(&request, &caller, self.clock.now_ms())?;
-        let made = store.create_key(kind, mode, terms, doer(&caller), Act::by(&caller, CREATE)).await?;
-        let MadeKey { key, token } = made;
-        let api_key = Some(encode(key, self.clock.now_ms()));
-        Ok(Response::new(CreateApiKeyResponse { api_key, key: token.expose().to_owned() }))
+        let now_ms = self.clock.now_ms();
+        let answer = move |MadeKey { key, token }: &MadeKey| CreateApiKeyResponse {
+            api_key: Some(encode(key.clone(), now_ms)),
+            key: token.expose().to_owned(),
+        };
+        let act = Act::by(&caller, CREATE).answered_by(answer);
+        let made = store.create_key(kind, mode, terms, doer(&caller), act).await?;
+        Ok(Response::new(answer(&made)))
     }
 
     async fn create_platform_api_key(
@@ -132,10 +140,14 @@ impl ApiKeyService for Handler {
             allowlist: Allowlist::parse(&request.allowlist)?,
             expires_at_ms: end_of(request.expires_at)?,
         };
-        let made = store.create_platform_key(wish, doer(&caller), Act::by(&caller, CREATE_PLATFORM)).await?;
-        let MadeKey { key, token } = made;
-        let api_key = Some(encode(key, self.clock.now_ms()));
-        Ok(Response::new(CreatePlatformApiKeyResponse { api_key, key: token.expose().to_owned() }))
+        let now_ms = self.clock.now_ms();
+        let answer = move |MadeKey { key, token }: &MadeKey| CreatePlatformApiKeyResponse {
+            api_key: Some(encode(key.clone(), now_ms)),
+            key: token.expose().to_owned(),
+        };
+        let act = Act::by(&caller, CREATE_PLATFORM).answered_by(answer);
+        let made = store.create_platform_key(wish, doer(&caller), act).await?;
+        Ok(Response::new(answer(&made)))
     }
 
     async fn create_test_api_key(
@@ -184,14 +196,15 @@ impl ApiKeyService for Handler {
     ) -> Result<Response<RotateApiKeyResponse>, Status> {
         let (caller, store, request) = self.of(request, |request| &request.team_id)?;
         let overlap = Overlap::of_hours(request.overlap_hours)?;
-        let act = Act::by(&caller, ROTATE);
+        let now_ms = self.clock.now_ms();
+        let answer = move |rotated: &RotatedKey| RotateApiKeyResponse {
+            api_key: Some(encode(rotated.key.clone(), now_ms)),
+            key: rotated.token.expose().to_owned(),
+            old_key_expires_at: rotated.old_expires_at_ms.map(timestamp),
+        };
+        let act = Act::by(&caller, ROTATE).answered_by(answer);
         let rotated = store.rotate_key(known(request.key_id, Fault::NoSuchKey)?, overlap, doer(&caller), act).await?;
-        let RotatedKey { key, token, old_expires_at_ms } = rotated;
-        Ok(Response::new(RotateApiKeyResponse {
-            api_key: Some(encode(key, self.clock.now_ms())),
-            key: token.expose().to_owned(),
-            old_key_expires_at: old_expires_at_ms.map(timestamp),
-        }))
+        Ok(Response::new(answer(&rotated)))
     }
 
     async fn rotate_current_api_key(
@@ -200,14 +213,15 @@ impl ApiKeyService for Handler {
     ) -> Result<Response<RotateCurrentApiKeyResponse>, Status> {
         let caller = Caller::of(&request)?;
         let overlap = Overlap::of_hours(request.into_inner().overlap_hours)?;
-        let act = Act::by(&caller, ROTATE_CURRENT);
+        let now_ms = self.clock.now_ms();
+        let answer = move |rotated: &RotatedKey| RotateCurrentApiKeyResponse {
+            api_key: Some(encode(rotated.key.clone(), now_ms)),
+            key: rotated.token.expose().to_owned(),
+            old_key_expires_at: rotated.old_expires_at_ms.map(timestamp),
+        };
+        let act = Act::by(&caller, ROTATE_CURRENT).answered_by(answer);
         let rotated = self.store.rotate_own_key(caller.principal.id.clone(), overlap, act).await?;
-        let RotatedKey { key, token, old_expires_at_ms } = rotated;
-        Ok(Response::new(RotateCurrentApiKeyResponse {
-            api_key: Some(encode(key, self.clock.now_ms())),
-            key: token.expose().to_owned(),
-            old_key_expires_at: old_expires_at_ms.map(timestamp),
-        }))
+        Ok(Response::new(answer(&rotated)))
     }
 
     async fn revoke_api_key(
@@ -230,8 +244,12 @@ impl ApiKeyService for Handler {
     ) -> Result<Response<GetCurrentApiKeyResponse>, Status> {
         let caller = Caller::of(&request)?;
         let KeyAtHome { key, team } = self.store.key_at_home(caller.principal.id.clone()).await?;
-        let teams_limit = team.as_ref().and_then(|team| team.requests_per_minute);
-        let limit = key.terms.requests_per_minute.or(teams_limit);
+        let teams_limit = team.as_ref().map(|team| {
+            let tiers_limit = self.tiers.of_team(&team.tier).requests_per_minute;
+            team.requests_per_minute.unwrap_or_else(|| tiers_limit.into())
+        });
+        // A key may have less than its team, and never more.
+        let limit = [key.terms.requests_per_minute, teams_limit].into_iter().flatten().min();
         Ok(Response::new(GetCurrentApiKeyResponse {
             api_key: Some(encode(key, self.clock.now_ms())),
             team: team.map(|team| ApiKeyTeam { id: team.id, name: team.name, tier: team.tier }),

@@ -1,5 +1,8 @@
 //! `CredentialService`: credentials, for those who must judge them.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use paperkey_kit::{
     changes::Changes,
     clock::Clock,
@@ -10,9 +13,9 @@ use paperkey_kit::{
 use paperkey_proto::{
     Error,
     auth::v1::{
-        AuthenticateRequest, AuthenticateResponse, ListChangesRequest, ListChangesResponse, ProvisionProductRequest,
-        ProvisionProductResponse, RecordKeyUsesRequest, RecordKeyUsesResponse,
-        credential_service_server::CredentialService,
+        AuthenticateRequest, AuthenticateResponse, Incident, ListChangesRequest, ListChangesResponse,
+        ProvisionProductRequest, ProvisionProductResponse, RecordIncidentsRequest, RecordIncidentsResponse,
+        RecordKeyUsesRequest, RecordKeyUsesResponse, credential_service_server::CredentialService, incident::What,
     },
     principal::v1::Mode,
 };
@@ -21,12 +24,18 @@ use tonic::{Request, Response, Status};
 use super::product_keys::encode;
 use crate::{
     credentials::{Credentials, Named},
-    domain::{could_be_id, key::NewPair},
-    store::{Act, Store},
+    domain::{
+        alert::{Burst, network},
+        could_be_id,
+        key::NewPair,
+    },
+    store::{Act, Store, Usage},
 };
 
 /// Uses of one batch at most.
 const MAX_USES: usize = 1_000;
+/// Incidents of one batch at most.
+const MAX_INCIDENTS: usize = 1_000;
 
 /// The handlers.
 #[derive(Debug)]
@@ -79,9 +88,25 @@ impl CredentialService for Handler {
         if uses.len() > MAX_USES {
             return Err(Error::field("uses", format!("must have at most {MAX_USES} entries")).into());
         }
-        let uses = uses.into_iter().filter(|usage| could_be_id(&usage.key_id));
-        self.store.record_uses(uses.map(|usage| (usage.key_id, usage.used_at_ms)).collect()).await?;
+        let uses = uses.into_iter().filter(|usage| could_be_id(&usage.key_id)).map(|usage| Usage {
+            key_id: usage.key_id,
+            at_ms: usage.used_at_ms,
+            network: network(&usage.network),
+        });
+        self.store.record_uses(uses.collect()).await?;
         Ok(Response::new(RecordKeyUsesResponse {}))
+    }
+
+    async fn record_incidents(
+        &self,
+        request: Request<RecordIncidentsRequest>,
+    ) -> Result<Response<RecordIncidentsResponse>, Status> {
+        let incidents = request.into_inner().incidents;
+        if incidents.len() > MAX_INCIDENTS {
+            return Err(Error::field("incidents", format!("must have at most {MAX_INCIDENTS} entries")).into());
+        }
+        self.store.record_bursts(incidents.into_iter().filter_map(burst).collect()).await?;
+        Ok(Response::new(RecordIncidentsResponse {}))
     }
 
     async fn list_changes(
@@ -100,4 +125,19 @@ impl CredentialService for Handler {
             Changes::Gap { latest_seq } => ListChangesResponse { seq: latest_seq, subjects: Vec::new(), gap: true },
         }))
     }
+}
+
+/// A burst of refusals as it is told. What names neither a key nor an address is passed over, and so is what a newer
+/// gateway may tell and this version does not know.
+fn burst(incident: Incident) -> Option<Burst> {
+    let What::RefusalBurst(told) = incident.what?;
+    let is_address = told.ip.parse::<IpAddr>().is_ok() || told.ip.parse::<IpNet>().is_ok();
+    let key_id = Some(told.key_id).filter(|id| !id.is_empty());
+    let is_known = is_address && key_id.as_deref().is_none_or(could_be_id);
+    is_known.then(|| Burst {
+        key_id,
+        ip: told.ip,
+        refused: i64::from(told.refused.max(1)),
+        since_ms: told.since_ms.max(0),
+    })
 }

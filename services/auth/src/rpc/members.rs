@@ -22,7 +22,7 @@ use crate::{
         Fault,
         account::Email,
         member::{Member, Place},
-        team::given_role,
+        team::{MemberTeam, given_role},
         ticket::{could_be_ticket, link, new_ticket},
     },
     mail::is_mailable,
@@ -47,7 +47,6 @@ impl MemberService for Handler {
         request: Request<CreateMemberRequest>,
     ) -> Result<Response<CreateMemberResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let act = Act::by(&caller, "/paperkey.auth.v1.MemberService/CreateMember");
         let request = request.into_inner();
         let team_id = own_team(&caller, &request.team_id)?;
         let email = Email::parse(&request.email)?;
@@ -59,8 +58,13 @@ impl MemberService for Handler {
         let link = link(&self.public_url, "accept-invitation", &ticket);
         let invite_url = self.tells_link.then(|| link.expose().to_owned());
         let invitation = NewInvitation { email, role, ticket, link };
+        let answer = move |invited: &Member| CreateMemberResponse {
+            member: Some(encode(invited.clone())),
+            invite_url: invite_url.clone(),
+        };
+        let act = Act::by(&caller, "/paperkey.auth.v1.MemberService/CreateMember").answered_by(answer.clone());
         let invited = self.store.invite(team_id, actor(&caller), invitation, act).await?;
-        Ok(Response::new(CreateMemberResponse { member: Some(encode(invited)), invite_url }))
+        Ok(Response::new(answer(&invited)))
     }
 
     async fn list_members(
@@ -112,13 +116,14 @@ impl MemberService for Handler {
         request: Request<AcceptInvitationRequest>,
     ) -> Result<Response<AcceptInvitationResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let act = Act::by(&caller, "/paperkey.auth.v1.MemberService/AcceptInvitation");
+        let answer = |joined: &MemberTeam| AcceptInvitationResponse { team: Some(team(joined.clone())) };
+        let act = Act::by(&caller, "/paperkey.auth.v1.MemberService/AcceptInvitation").answered_by(answer);
         let ticket = Secret::new(request.into_inner().token);
         if !could_be_ticket(ticket.expose()) {
             return Err(Error::from(Fault::NoSuchInvitation).into());
         }
         let joined = self.store.accept(&ticket, caller.principal.user_id.clone(), act).await?;
-        Ok(Response::new(AcceptInvitationResponse { team: Some(team(joined)) }))
+        Ok(Response::new(answer(&joined)))
     }
 }
 

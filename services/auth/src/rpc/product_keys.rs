@@ -36,12 +36,17 @@ impl ProductApiKeyService for Handler {
         request: Request<CreateProductApiKeyRequest>,
     ) -> Result<Response<CreateProductApiKeyResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let act = Act::by(&caller, "/paperkey.auth.v1.ProductApiKeyService/CreateProductApiKey");
         let product_id = known(request.into_inner().product_id, Fault::NoSuchProduct)?;
         let pair = NewPair::generate(new_id("key", &self.clock));
-        let secret_key = pair.secret_key.expose().to_owned();
+        let secret_key = pair.secret_key.clone();
+        let answer = move |pair: &Pair| CreateProductApiKeyResponse {
+            api_key: Some(encode(pair.clone())),
+            secret_key: secret_key.expose().to_owned(),
+        };
+        let act = Act::by(&caller, "/paperkey.auth.v1.ProductApiKeyService/CreateProductApiKey");
+        let act = act.answered_by(answer.clone());
         let pair = self.store.of(caller.tenant()?).create_pair(product_id, pair, act).await?;
-        Ok(Response::new(CreateProductApiKeyResponse { api_key: Some(encode(pair)), secret_key }))
+        Ok(Response::new(answer(&pair)))
     }
 
     async fn list_product_api_keys(

@@ -1,7 +1,10 @@
 //! `TeamService`: teams, and what the installation sets in them.
 
+use std::sync::Arc;
+
 use paperkey_kit::{
     clock::Clock,
+    config::Tiers,
     ids::new_id,
     principal::Caller,
     values::{Mask, timestamp},
@@ -11,8 +14,8 @@ use paperkey_proto::{
     auth::v1::{
         CreateTeamRequest, CreateTeamResponse, DeleteTeamRequest, DeleteTeamResponse, GetTeamRequest, GetTeamResponse,
         LeakAction as LeakActionMessage, LeaveTeamRequest, LeaveTeamResponse, ListTeamsRequest, ListTeamsResponse,
-        SetTeamTierRequest, SetTeamTierResponse, TeamDetails as TeamDetailsMessage, UpdateTeamRequest,
-        UpdateTeamResponse, team_service_server::TeamService,
+        SetTeamLimitsRequest, SetTeamLimitsResponse, SetTeamTierRequest, SetTeamTierResponse,
+        TeamDetails as TeamDetailsMessage, UpdateTeamRequest, UpdateTeamResponse, team_service_server::TeamService,
     },
 };
 use tonic::{Request, Response, Status};
@@ -21,7 +24,8 @@ use super::{accounts::team, members::actor};
 use crate::{
     domain::{
         Fault, could_be_id,
-        team::{LeakAction, TeamChanges, TeamDetails, Tier, team_name},
+        quota::OwnLimits,
+        team::{LeakAction, TeamChanges, TeamDetails, team_name, tier_name},
     },
     store::{Act, Store},
 };
@@ -33,17 +37,19 @@ const CHANGEABLE: [&str; 2] = ["name", "leak_action"];
 pub(crate) struct Handler {
     pub(crate) store: Store,
     pub(crate) clock: Clock,
+    pub(crate) tiers: Arc<Tiers>,
 }
 
 #[tonic::async_trait]
 impl TeamService for Handler {
     async fn create_team(&self, request: Request<CreateTeamRequest>) -> Result<Response<CreateTeamResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let act = Act::by(&caller, "/paperkey.auth.v1.TeamService/CreateTeam");
+        let answer = |made: &TeamDetails| CreateTeamResponse { team: Some(encode(made.clone())) };
+        let act = Act::by(&caller, "/paperkey.auth.v1.TeamService/CreateTeam").answered_by(answer);
         let name = team_name(&request.into_inner().name)?;
         let user_id = caller.principal.user_id.clone();
         let made = self.store.create_team(new_id("team", &self.clock), name, user_id, act).await?;
-        Ok(Response::new(CreateTeamResponse { team: Some(encode(made)) }))
+        Ok(Response::new(answer(&made)))
     }
 
     async fn list_teams(&self, request: Request<ListTeamsRequest>) -> Result<Response<ListTeamsResponse>, Status> {
@@ -93,12 +99,30 @@ impl TeamService for Handler {
     ) -> Result<Response<SetTeamTierResponse>, Status> {
         let act = Act::by(&Caller::of(&request)?, "/paperkey.auth.v1.TeamService/SetTeamTier");
         let SetTeamTierRequest { team_id, tier } = request.into_inner();
-        let tier = Tier::parse(&tier)?;
+        let tier = tier_name(&self.tiers, &tier)?;
         if !could_be_id(&team_id) {
             return Err(Error::from(Fault::NoSuchTeam).into());
         }
-        self.store.set_tier(team_id.clone(), tier, act).await?;
-        Ok(Response::new(SetTeamTierResponse { team_id, tier: tier.word().to_owned() }))
+        self.store.set_tier(team_id.clone(), tier.clone(), act).await?;
+        Ok(Response::new(SetTeamTierResponse { team_id, tier }))
+    }
+
+    async fn set_team_limits(
+        &self,
+        request: Request<SetTeamLimitsRequest>,
+    ) -> Result<Response<SetTeamLimitsResponse>, Status> {
+        let act = Act::by(&Caller::of(&request)?, "/paperkey.auth.v1.TeamService/SetTeamLimits");
+        let SetTeamLimitsRequest { team_id, requests_per_minute, quotas } = request.into_inner();
+        let limits = OwnLimits {
+            requests_per_minute: requests_per_minute.map(i64::from),
+            quotas: quotas.clone().into_iter().collect(),
+        }
+        .judged(&self.tiers.meters())?;
+        if !could_be_id(&team_id) {
+            return Err(Error::from(Fault::NoSuchTeam).into());
+        }
+        self.store.set_limits(team_id.clone(), limits, act).await?;
+        Ok(Response::new(SetTeamLimitsResponse { team_id, requests_per_minute, quotas }))
     }
 }
 

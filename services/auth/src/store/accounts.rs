@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use paperkey_kit::config::limits::FIRST_TIER;
 use paperkey_proto::{Error, principal::v1::Role};
 use sea_orm::{
     ActiveModelTrait as _, ActiveValue::Set, ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _,
@@ -9,7 +10,8 @@ use sea_orm::{
 };
 
 use super::{
-    Act, Failure, Store, announce,
+    Act, Failure, FoundTeam, Store, announce,
+    credentials::living,
     entities::{keys, memberships, teams, users},
     keys::key_row,
     teams::insert_team,
@@ -19,7 +21,7 @@ use crate::domain::{
     account::{Account, Email},
     api_key::Actor,
     key::NewKey,
-    team::{MemberTeam, Tier, role_of},
+    team::{MemberTeam, role_of},
 };
 
 /// An account that is about to be made, with its first team and keys.
@@ -71,7 +73,13 @@ impl From<users::Model> for Account {
 
 pub(super) fn member_team((membership, team): (memberships::Model, Option<teams::Model>)) -> Option<MemberTeam> {
     let team = team?;
-    Some(MemberTeam { id: team.id, name: team.name, role: role_of(&membership.role), tier: team.tier })
+    Some(MemberTeam {
+        id: team.id,
+        name: team.name,
+        role: role_of(&membership.role),
+        tier: team.tier,
+        requests_per_minute: team.requests_per_minute,
+    })
 }
 
 impl Store {
@@ -107,7 +115,7 @@ impl Store {
                     keys::Entity::insert(keys::ActiveModel::from(row).reset_all()).exec_without_returning(&tx).await?;
                     touched.push(key.id.clone());
                 }
-                tx.audit(act.or_by_account(&new.user_id).on(touched));
+                tx.audit(act.or_by_account(&new.user_id, &new.email.shown).on_team(&new.team_id).on(touched));
                 Ok(Registered {
                     account: Account {
                         id: new.user_id,
@@ -120,7 +128,8 @@ impl Store {
                         id: new.team_id,
                         name: new.team_name,
                         role: Role::Owner,
-                        tier: Tier::Free.word().to_owned(),
+                        tier: FIRST_TIER.to_owned(),
+                        requests_per_minute: None,
                     },
                 })
             })
@@ -194,13 +203,13 @@ impl Store {
         Ok(found)
     }
 
-    /// Puts a team on a tier.
-    pub(crate) async fn set_tier(&self, team_id: String, tier: Tier, act: Act) -> Result<(), Error> {
+    /// Puts a team on a tier, which is one of the configured ones.
+    pub(crate) async fn set_tier(&self, team_id: String, tier: String, act: Act) -> Result<(), Error> {
         let epochs = Arc::clone(&self.epochs);
         self.database
             .write(move |tx| async move {
                 let changed = teams::Entity::update_many()
-                    .col_expr(teams::Column::Tier, Expr::value(tier.word()))
+                    .col_expr(teams::Column::Tier, Expr::value(tier))
                     .filter(teams::Column::Id.eq(team_id.as_str()))
                     .filter(teams::Column::DeletedAtMs.is_null())
                     .exec(&tx)
@@ -209,15 +218,15 @@ impl Store {
                     return Err(Failure::from(Fault::NoSuchTeam));
                 }
                 announce(&tx, &epochs, format!("team:{team_id}"));
-                tx.audit(act.on(vec![team_id]));
+                tx.audit(act.on_team(&team_id).on(vec![team_id]));
                 Ok(())
             })
             .await?;
         Ok(())
     }
 
-    /// The tier of a team, if there is one. One that was deleted is not there, nor is a sandbox that has ended.
-    pub(crate) async fn tier_of(&self, team_id: &str) -> Result<Option<String>, Error> {
+    /// A team that somebody who is in none acts for. One that was deleted is not there, nor is a sandbox that has ended.
+    pub(crate) async fn team_at_work(&self, team_id: &str) -> Result<Option<FoundTeam>, Error> {
         let team_id = team_id.to_owned();
         let team = self
             .database
@@ -226,9 +235,6 @@ impl Store {
                 Ok::<_, Failure>(query.one(&reader).await?)
             })
             .await?;
-        let now_ms = self.database.clock().now_ms();
-        let alive =
-            |team: &teams::Model| team.deleted_at_ms.is_none() && team.expires_at_ms.is_none_or(|at_ms| at_ms > now_ms);
-        Ok(team.filter(alive).map(|team| team.tier))
+        Ok(team.and_then(|team| living(team, self.database.clock().now_ms())))
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! What the first good use of a token changes (that it was used, and under which pepper its hash is) is written before
 //! the use is granted, once in the life of a key: whoever replaces a key that was never used must be able to rely on it.
+//! That a key was tried after it was revoked is noted in memory: its refusal is that of a key that never was.
 
 use paperkey_kit::{
     changes::{Changes, changes_since, latest_seq},
@@ -16,8 +17,9 @@ use super::{
     Failure, Store,
     entities::{keys, product_keys, teams},
     keys::{key_of, membership},
+    watch::pair_in_alerts,
 };
-use crate::domain::{api_key::ApiKey, key::KeyKind};
+use crate::domain::{alert::AlertKey, api_key::ApiKey, key::KeyKind};
 
 /// How often a key is looked up anew that changed between being found and being marked as used.
 const TRIES: usize = 3;
@@ -37,6 +39,8 @@ pub(crate) struct FoundKey {
 pub(crate) struct FoundTeam {
     pub(crate) id: String,
     pub(crate) tier: String,
+    /// Where the installation has set it for the team.
+    pub(crate) requests_per_minute: Option<i64>,
     /// When it ends, if it is a sandbox.
     pub(crate) expires_at_ms: Option<i64>,
 }
@@ -58,9 +62,14 @@ pub(crate) enum PairHalf {
 }
 
 /// The team, if anything in it still works.
-fn living(team: teams::Model, now_ms: i64) -> Option<FoundTeam> {
+pub(super) fn living(team: teams::Model, now_ms: i64) -> Option<FoundTeam> {
     let alive = team.deleted_at_ms.is_none() && team.expires_at_ms.is_none_or(|at_ms| at_ms > now_ms);
-    alive.then_some(FoundTeam { id: team.id, tier: team.tier, expires_at_ms: team.expires_at_ms })
+    alive.then_some(FoundTeam {
+        id: team.id,
+        tier: team.tier,
+        requests_per_minute: team.requests_per_minute,
+        expires_at_ms: team.expires_at_ms,
+    })
 }
 
 /// The key, if it is good.
@@ -88,6 +97,15 @@ fn judged(
 }
 
 impl Store {
+    /// Notes that a key was tried that was revoked, if it was.
+    fn note_revoked(&self, row: &keys::Model) {
+        if let Some(revoked_at_ms) = row.revoked_at_ms
+            && let Some(key) = key_of(row.clone())
+        {
+            self.revoked_uses.note(AlertKey::from(&key), revoked_at_ms);
+        }
+    }
+
     /// The key of that token, if it is good: of the kind that the token says, enabled, neither revoked nor expired, of
     /// a team that is there, and if it is a user's token, of a member.
     pub(crate) async fn key_by_token(
@@ -144,6 +162,7 @@ impl Store {
             .await?;
         Ok(found.map(|(mut key, team, member)| {
             let stored = std::mem::take(&mut key.token_hash);
+            self.note_revoked(&key);
             (stored, judged(key, team, member, kind, now_ms))
         }))
     }
@@ -185,14 +204,19 @@ impl Store {
             let found = self
                 .database
                 .read(move |reader| async move {
-                    let query = product_keys::Entity::find()
-                        .filter(column.is_in(hashes))
-                        .filter(product_keys::Column::RevokedAtMs.is_null())
-                        .find_also_related(teams::Entity);
+                    let query =
+                        product_keys::Entity::find().filter(column.is_in(hashes)).find_also_related(teams::Entity);
                     Ok::<_, Failure>(query.one(&reader).await?)
                 })
                 .await?;
             let Some((pair, team)) = found else { continue };
+            if let Some(revoked_at_ms) = pair.revoked_at_ms {
+                // A public key lives on in apps that nobody updates.
+                if let (PairHalf::Secret, Some(key)) = (half, pair_in_alerts(pair)) {
+                    self.revoked_uses.note(key, revoked_at_ms);
+                }
+                return Ok(None);
+            }
             let stored = match half {
                 PairHalf::Public => pair.public_hash,
                 PairHalf::Secret => pair.secret_hash,

@@ -121,6 +121,7 @@ pub(super) mod keys {
         pub(crate) revoked_by_name: Option<String>,
         pub(crate) superseded_by: Option<String>,
         pub(crate) replaces: Option<String>,
+        pub(crate) lineage: Option<String>,
         pub(crate) rotated_at_ms: Option<i64>,
         pub(crate) first_used_at_ms: Option<i64>,
         pub(crate) last_used_at_ms: Option<i64>,
@@ -131,6 +132,7 @@ pub(super) mod keys {
         pub(crate) self_rotated: bool,
         pub(crate) given_to: Option<String>,
         pub(crate) leak_told_at_ms: Option<i64>,
+        pub(crate) expiry_told: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -278,6 +280,121 @@ pub(super) mod login_failures {
         pub(crate) email_hash: Vec<u8>,
         pub(crate) failures: i64,
         pub(crate) since_ms: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod quota_usage {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "quota_usage")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) team_id: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) meter: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) month: String,
+        pub(crate) used: i64,
+        pub(crate) warned_at_ms: Option<i64>,
+        pub(crate) warned_limit: Option<i64>,
+        pub(crate) exceeded_at_ms: Option<i64>,
+        pub(crate) exceeded_limit: Option<i64>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod quota_consumptions {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "quota_consumptions")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) consume_id: String,
+        pub(crate) team_id: String,
+        pub(crate) meter: String,
+        pub(crate) month: String,
+        pub(crate) units: i64,
+        pub(crate) used_after: i64,
+        pub(crate) limit_then: Option<i64>,
+        pub(crate) created_at_ms: i64,
+        pub(crate) refunded_at_ms: Option<i64>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod team_quotas {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "team_quotas")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) team_id: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) meter: String,
+        pub(crate) units: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod alerts {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "alerts")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) id: String,
+        pub(crate) team_id: String,
+        pub(crate) mode: String,
+        pub(crate) cause: String,
+        pub(crate) subject: String,
+        pub(crate) hour: i64,
+        pub(crate) count: i64,
+        pub(crate) message: String,
+        pub(crate) details: String,
+        pub(crate) created_at_ms: i64,
+        pub(crate) last_at_ms: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub(super) mod key_networks {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "key_networks")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) key_id: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) network: String,
+        pub(crate) team_id: String,
+        pub(crate) first_seen_ms: i64,
+        pub(crate) last_seen_ms: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -82,6 +82,7 @@ pub(super) fn key_of(row: keys::Model) -> Option<ApiKey> {
         revoker: Actor { id: row.revoked_by, name: row.revoked_by_name },
         superseded_by: row.superseded_by,
         replaces: row.replaces,
+        lineage: row.lineage,
         self_rotated: row.self_rotated,
         given_to: row.given_to,
         rotated_at_ms: row.rotated_at_ms,
@@ -122,6 +123,7 @@ pub(super) fn key_row(
         revoked_by_name: None,
         superseded_by: None,
         replaces: None,
+        lineage: None,
         rotated_at_ms: None,
         first_used_at_ms: None,
         last_used_at_ms: None,
@@ -132,6 +134,7 @@ pub(super) fn key_row(
         self_rotated: false,
         given_to: None,
         leak_told_at_ms: None,
+        expiry_told: 0,
     }
 }
 
@@ -234,6 +237,7 @@ impl Store {
         // A rotation changes the token, and not who made the key.
         let row = keys::Model {
             replaces: Some(old.id.clone()),
+            lineage: Some(old.first_of_its_line().to_owned()),
             rotated_at_ms: Some(now_ms),
             self_rotated: asker.is_none(),
             given_to,
@@ -406,6 +410,9 @@ impl TenantStore {
                 if changed.rotation_due_at_ms != key.rotation_due_at_ms {
                     update = update.col_expr(keys::Column::RotationToldAtMs, Expr::value(None::<i64>));
                 }
+                if changed.terms.expires_at_ms != key.terms.expires_at_ms {
+                    update = update.col_expr(keys::Column::ExpiryTold, Expr::value(0_i64));
+                }
                 update.filter(keys::Column::Id.eq(key_id.as_str())).exec(&tx).await?;
                 announce(&tx, &store.epochs, format!("key:{key_id}"));
                 tx.audit(act.on(vec![key_id]));
@@ -453,7 +460,9 @@ impl TenantStore {
                 let made = store.succeed(&tx, &old, &old, Some(&doer), old_expires_at_ms, now_ms).await?;
                 let MadeKey { key, token } = made;
                 tx.audit(act.on(vec![old.id, key.id.clone()]));
-                Ok(RotatedKey { key, token, old_expires_at_ms })
+                let rotated = RotatedKey { key, token, old_expires_at_ms };
+                act.answer(&tx, &rotated)?;
+                Ok(rotated)
             })
             .await?;
         Ok(rotated)
@@ -516,7 +525,9 @@ impl Store {
         let key = insert_key(tx, row).await?;
         self.tell(tx, CREATED, &key, &key.event_data());
         tx.audit(act.on(vec![key.id.clone()]));
-        Ok(MadeKey { key, token: new.token })
+        let made = MadeKey { key, token: new.token };
+        act.answer(tx, &made)?;
+        Ok(made)
     }
 }
 

@@ -1,31 +1,31 @@
 //! Mail that waits to be sent: written in the transaction of what it tells of, sealed, and taken by one process at a time.
-//!
-//! A claim moves `due_at_ms` to its own end and counts an attempt; the number of attempts is what the holder of a claim
-//! proves it by. A process that dies leaves a mail that becomes due by itself.
 
 use std::{sync::Arc, time::Duration};
 
 use paperkey_kit::{
     clock::Clock,
-    db::{DbError, Engine, Tx},
+    db::{DbError, Tx},
     ids::new_id,
     secrets::{Keyring, Sealer},
 };
-use paperkey_proto::Error;
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, PaginatorTrait as _, QueryFilter as _,
-    QuerySelect as _, Statement, entity::prelude::Expr, sea_query::ExprTrait as _,
+    ActiveValue::Set, ColumnTrait as _, EntityTrait as _, PaginatorTrait as _, QueryFilter as _, QuerySelect as _,
+    entity::prelude::Expr,
 };
 use tokio::sync::Notify;
 
 use super::{
-    Failure, Store,
-    entities::{mails, password_resets, users},
+    Store,
+    entities::{mails, memberships, password_resets, teams, users},
+    queue,
 };
 use crate::domain::{
     account::{MAX_RESET_MAILS, RESETS_WINDOW_MS},
     letter::Letter,
+    team::hears_of_alerts,
 };
+
+const TABLE: &str = "mails";
 
 /// Where letters are left, and who is told.
 #[derive(Clone, Debug)]
@@ -41,10 +41,10 @@ impl Outgoing {
     }
 
     /// Leaves a letter, to be sent once the transaction is durable.
-    pub(super) async fn leave(&self, tx: &Tx, letter: &Letter) -> Result<(), Failure> {
+    pub(super) async fn leave(&self, tx: &Tx, letter: &Letter) -> Result<(), DbError> {
         let id = new_id("mail", &self.clock);
         let now_ms = self.clock.now_ms();
-        let plain = serde_json::to_vec(letter).map_err(|error| Failure::Invalid(Error::internal(error)))?;
+        let plain = serde_json::to_vec(letter).map_err(|error| DbError::Internal(error.to_string()))?;
         let row = mails::ActiveModel {
             sealed: Set(self.sealer.seal(&id, &plain)),
             id: Set(id),
@@ -83,59 +83,23 @@ impl Store {
 
     /// Takes mails that are due, for that long. Of several processes one gets each.
     pub(crate) async fn claim_mails(&self, count: i64, held: Duration) -> Result<Vec<ClaimedMail>, DbError> {
-        let now_ms = self.database.clock().now_ms();
-        let held_until_ms = now_ms.saturating_add(i64::try_from(held.as_millis()).unwrap_or(i64::MAX));
-        let lock = match self.database.engine() {
-            Engine::Postgres => "FOR UPDATE SKIP LOCKED",
-            Engine::Sqlite => "",
-        };
-        let text = format!(
-            "WITH picked AS MATERIALIZED (SELECT id FROM mails WHERE due_at_ms <= $1 \
-             ORDER BY due_at_ms, id LIMIT $2 {lock}) \
-             UPDATE mails SET attempts = attempts + 1, due_at_ms = $3 \
-             WHERE id IN (SELECT id FROM picked) AND due_at_ms <= $1 RETURNING id, sealed, attempts, created_at_ms"
-        );
-        let rows = self
-            .database
-            .write(move |tx| async move {
-                let values = [now_ms.into(), count.into(), held_until_ms.into()];
-                let statement = Statement::from_sql_and_values(tx.get_database_backend(), text, values);
-                Ok::<_, DbError>(tx.query_all_raw(statement).await?)
-            })
-            .await?;
-        let mut claimed = Vec::with_capacity(rows.len());
-        for row in rows {
-            let (id, sealed) = (row.try_get::<String>("", "id")?, row.try_get::<Vec<u8>>("", "sealed")?);
-            let plain = self.outgoing.sealer.open(&id, &sealed).ok();
-            claimed.push(ClaimedMail {
-                attempts: row.try_get("", "attempts")?,
-                created_at_ms: row.try_get("", "created_at_ms")?,
+        let claimed = queue::claim(&self.database, TABLE, count, held).await?;
+        let opened = claimed.into_iter().map(|row| {
+            let plain = self.outgoing.sealer.open(&row.id, &row.sealed).ok();
+            ClaimedMail {
                 letter: plain.and_then(|plain| serde_json::from_slice(&plain).ok()),
-                id,
-            });
-        }
-        Ok(claimed)
+                id: row.id,
+                attempts: row.attempts,
+                created_at_ms: row.created_at_ms,
+            }
+        });
+        Ok(opened.collect())
     }
 
     /// Tries a mail again at that time; forgets it where there is none. A claim that has passed to another changes
     /// nothing.
     pub(crate) async fn settle_mail(&self, mail: &ClaimedMail, again_at_ms: Option<i64>) -> Result<(), DbError> {
-        let held = mails::Column::Id.eq(mail.id.as_str()).and(mails::Column::Attempts.eq(mail.attempts));
-        self.database
-            .write(move |tx| async move {
-                match again_at_ms {
-                    Some(due_at_ms) => {
-                        let later =
-                            mails::Entity::update_many().col_expr(mails::Column::DueAtMs, Expr::value(due_at_ms));
-                        later.filter(held).exec(&tx).await?;
-                    }
-                    None => {
-                        mails::Entity::delete_many().filter(held).exec(&tx).await?;
-                    }
-                }
-                Ok(())
-            })
-            .await
+        queue::settle(&self.database, TABLE, &mail.id, mail.attempts, again_at_ms).await
     }
 
     /// Where the link of a forgotten password is to be sent: nowhere where the address has no account, or was sent
@@ -167,6 +131,26 @@ impl Store {
                 }
                 let marked = mark.exec(&tx).await?.rows_affected > 0;
                 Ok::<_, DbError>(user.filter(|_| marked).map(|user| user.email))
+            })
+            .await
+    }
+
+    /// Where an alert of a team is to be sent: nowhere where the account is no longer one that hears of them.
+    pub(crate) async fn alert_address(&self, team_id: String, user_id: String) -> Result<Option<String>, DbError> {
+        self.database
+            .read(move |reader| async move {
+                let membership = memberships::Entity::find_by_id((team_id, user_id))
+                    .find_also_related(teams::Entity)
+                    .filter(teams::Column::DeletedAtMs.is_null())
+                    .one(&reader)
+                    .await?;
+                match membership {
+                    Some((membership, Some(_))) if hears_of_alerts(&membership.role) => {
+                        let user = users::Entity::find_by_id(membership.user_id).one(&reader).await?;
+                        Ok::<_, DbError>(user.map(|user| user.email))
+                    }
+                    _ => Ok(None),
+                }
             })
             .await
     }

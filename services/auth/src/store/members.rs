@@ -159,7 +159,9 @@ impl Store {
                 };
                 this.outgoing.leave(&tx, &letter).await?;
                 tx.audit(act.on(vec![team_id, row.id.clone()]));
-                Ok(invited(row))
+                let made = invited(row);
+                act.answer(&tx, &made)?;
+                Ok(made)
             })
             .await?;
         Ok(made)
@@ -247,7 +249,8 @@ impl Store {
             .write(move |tx| async move {
                 lock_team(&tx, &team_id, &actor.user_id).await?;
                 let present = membership(&tx, &team_id, &actor.user_id).await?;
-                this.end_membership(&tx, &present, &actor, &act).await
+                this.end_membership(&tx, &present, &actor, &act).await?;
+                Ok::<_, Failure>(())
             })
             .await?;
         Ok(())
@@ -344,8 +347,16 @@ impl Store {
                     announce(&tx, &this.epochs, format!("user:{user_id}"));
                     role_of(&invitation.role)
                 };
-                tx.audit(act.on(vec![team.id.clone(), user_id, invitation.id]));
-                Ok(MemberTeam { id: team.id, name: team.name, role, tier: team.tier })
+                tx.audit(act.on_team(&team.id).on(vec![team.id.clone(), user_id, invitation.id]));
+                let joined = MemberTeam {
+                    id: team.id,
+                    name: team.name,
+                    role,
+                    tier: team.tier,
+                    requests_per_minute: team.requests_per_minute,
+                };
+                act.answer(&tx, &joined)?;
+                Ok(joined)
             })
             .await?;
         Ok(joined)

@@ -1,20 +1,14 @@
 //! What a key does about itself, and what strangers may do about keys: a sandbox of their own, and telling of tokens
 //! that lie about.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use paperkey_kit::{
-    db::Tx,
-    principal::{Tenant, mode_of},
-    secrets::Secret,
-    token::TokenKind,
-};
-use paperkey_proto::{Error, principal::v1::Mode};
+use paperkey_kit::{config::limits::FIRST_TIER, db::Tx, secrets::Secret, token::TokenKind};
+use paperkey_proto::Error;
 use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, QueryFilter as _, QuerySelect as _,
+    ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
     entity::prelude::Expr,
 };
-use serde_json::json;
 
 use super::{
     Act, Failure, Store, announce,
@@ -22,22 +16,17 @@ use super::{
     keys::{
         MadeKey, RotatedKey, insert_key, key_of, key_row, lock_team, locked_key, membership, must_have_room_for_a_token,
     },
+    watch::pair_in_alerts,
 };
 use crate::domain::{
     Fault,
+    alert::AlertKey,
     api_key::{Actor, ApiKey, MAX_ROTATED_TOKENS, Overlap, TEST_KEY_LIFETIME_MS},
     key::{KeyKind, NewKey},
-    team::Tier,
 };
 
 /// What a sandbox team is called.
 const SANDBOX: &str = "Sandbox";
-
-/// Told to a team that wants to be told of leaked keys rather than to have them revoked.
-const ALERT: &str = "alert.created";
-
-/// How often a team is told of one key, at most.
-const TOLD_EVERY_MS: i64 = 60 * 60 * 1_000;
 
 /// By whom a reported key is revoked, where people look.
 const REPORTED: &str = "Reported as leaked";
@@ -69,7 +58,7 @@ impl Store {
                 let team = teams::Model {
                     id: team_id.clone(),
                     name: SANDBOX.to_owned(),
-                    tier: Tier::Free.word().to_owned(),
+                    tier: FIRST_TIER.to_owned(),
                     sandbox: true,
                     created_at_ms: now_ms,
                     leak_action: "revoke".to_owned(),
@@ -81,7 +70,7 @@ impl Store {
                 };
                 teams::Entity::insert(teams::ActiveModel::from(team).reset_all()).exec_without_returning(&tx).await?;
                 let made = insert_key(&tx, key_row(&key, hash, Some(&team_id), Actor::default(), now_ms)).await?;
-                tx.audit(act.on(vec![team_id, key.id]));
+                tx.audit(act.on_team(&team_id).on(vec![team_id, key.id]));
                 Ok::<_, Failure>(made)
             })
             .await?;
@@ -153,7 +142,9 @@ impl Store {
                 let MadeKey { key, token } = made;
                 touched.push(key.id.clone());
                 tx.audit(act.on(touched));
-                Ok(RotatedKey { key, token, old_expires_at_ms })
+                let rotated = RotatedKey { key, token, old_expires_at_ms };
+                act.answer(&tx, &rotated)?;
+                Ok(rotated)
             })
             .await?;
         Ok(rotated)
@@ -163,77 +154,89 @@ impl Store {
     /// transaction, whatever they are.
     pub(crate) async fn report_leaks(&self, tokens: Vec<Secret>, act: Act) -> Result<(), Error> {
         let store = self.clone();
-        // By their hashes: each once, and in the one order in which everybody locks.
-        let found: BTreeMap<Vec<Vec<u8>>, TokenKind> = tokens
-            .iter()
-            .filter_map(|token| {
-                let kind = TokenKind::of(token.expose()).filter(|kind| *kind != TokenKind::ProductPublic)?;
-                Some((self.hashes(token), kind))
-            })
-            .collect();
+        let mut of_keys = BTreeSet::new();
+        let mut of_pairs = BTreeSet::new();
+        for token in &tokens {
+            match TokenKind::of(token.expose()) {
+                None | Some(TokenKind::ProductPublic) => {}
+                Some(kind) if KeyKind::of(kind).is_some() => of_keys.extend(self.hashes(token)),
+                Some(_) => of_pairs.extend(self.hashes(token)),
+            }
+        }
         self.database
             .write(move |tx| async move {
-                for (hashes, kind) in found {
-                    match KeyKind::of(kind) {
-                        Some(_) => store.key_leaked(&tx, hashes, &act).await?,
-                        None => store.pair_leaked(&tx, hashes, &act).await?,
-                    }
-                }
-                Ok::<_, Failure>(())
+                store.keys_leaked(&tx, of_keys, &act).await?;
+                store.pairs_leaked(&tx, of_pairs, &act).await
             })
             .await?;
         Ok(())
     }
 
-    async fn key_leaked(&self, tx: &Tx, hashes: Vec<Vec<u8>>, act: &Act) -> Result<(), Failure> {
-        let row = keys::Entity::find().filter(keys::Column::TokenHash.is_in(hashes)).lock_exclusive().one(tx).await?;
+    /// Locks the keys of these hashes in the order of their ids, which is the one in which everybody locks.
+    async fn keys_leaked(&self, tx: &Tx, hashes: BTreeSet<Vec<u8>>, act: &Act) -> Result<(), Failure> {
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        let rows = keys::Entity::find()
+            .filter(keys::Column::TokenHash.is_in(hashes))
+            .order_by_asc(keys::Column::Id)
+            .lock_exclusive()
+            .all(tx)
+            .await?;
+        for row in rows {
+            self.key_leaked(tx, row, act).await?;
+        }
+        Ok(())
+    }
+
+    async fn key_leaked(&self, tx: &Tx, row: keys::Model, act: &Act) -> Result<(), Failure> {
         let now_ms = self.database.clock().now_ms();
-        let told_at_ms = row.as_ref().and_then(|row| row.leak_told_at_ms);
         let still_open =
             |key: &ApiKey| key.revoked_at_ms.is_none() && key.terms.expires_at_ms.is_none_or(|at_ms| at_ms > now_ms);
-        let Some(key) = row.and_then(key_of).filter(still_open) else { return Ok(()) };
+        let Some(key) = key_of(row).filter(still_open) else { return Ok(()) };
         if let Some(team_id) = &key.team_id
             && self.wants_alert(tx, team_id).await?
         {
-            if was_told(told_at_ms, now_ms) {
-                return Ok(());
+            let known = AlertKey::from(&key);
+            // Whoever reports one again and again is heard once an hour.
+            if self.raise_once(tx, &known.tenant, known.leaked()).await? {
+                tx.audit(act.as_seen_by(&known.tenant.team_id).on(vec![key.id]));
             }
-            keys::Entity::update_many()
-                .col_expr(keys::Column::LeakToldAtMs, Expr::value(now_ms))
-                .filter(keys::Column::Id.eq(key.id.as_str()))
-                .exec(tx)
-                .await?;
-            self.tell(tx, ALERT, &key, &leaked(&key.id, &key.shown_prefix));
-            tx.audit(act.on(vec![key.id]));
             return Ok(());
         }
         let revoker = Actor { id: None, name: Some(REPORTED.to_owned()) };
         self.end(tx, &key, &revoker, now_ms).await?;
-        tx.audit(act.on(vec![key.id]));
+        tx.audit(act.as_seen_by(key.team_id.as_deref().unwrap_or_default()).on(vec![key.id]));
         Ok(())
     }
 
-    async fn pair_leaked(&self, tx: &Tx, hashes: Vec<Vec<u8>>, act: &Act) -> Result<(), Failure> {
-        let pair = product_keys::Entity::find()
+    /// The same for the pairs of products.
+    async fn pairs_leaked(&self, tx: &Tx, hashes: BTreeSet<Vec<u8>>, act: &Act) -> Result<(), Failure> {
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        let pairs = product_keys::Entity::find()
             .filter(product_keys::Column::SecretHash.is_in(hashes))
             .filter(product_keys::Column::RevokedAtMs.is_null())
+            .order_by_asc(product_keys::Column::Id)
             .lock_exclusive()
-            .one(tx)
+            .all(tx)
             .await?;
-        let Some(pair) = pair else { return Ok(()) };
+        for pair in pairs {
+            self.pair_leaked(tx, pair, act).await?;
+        }
+        Ok(())
+    }
+
+    async fn pair_leaked(&self, tx: &Tx, pair: product_keys::Model, act: &Act) -> Result<(), Failure> {
         let now_ms = self.database.clock().now_ms();
         if self.wants_alert(tx, &pair.team_id).await? {
-            if was_told(pair.leak_told_at_ms, now_ms) {
-                return Ok(());
+            let touched = vec![pair.product_id.clone(), pair.id.clone()];
+            if let Some(known) = pair_in_alerts(pair)
+                && self.raise_once(tx, &known.tenant, known.leaked()).await?
+            {
+                tx.audit(act.as_seen_by(&known.tenant.team_id).on(touched));
             }
-            product_keys::Entity::update_many()
-                .col_expr(product_keys::Column::LeakToldAtMs, Expr::value(now_ms))
-                .filter(product_keys::Column::Id.eq(pair.id.as_str()))
-                .exec(tx)
-                .await?;
-            let tenant = Tenant { team_id: pair.team_id, mode: mode_of(&pair.mode).unwrap_or(Mode::Live) };
-            self.outbox.emit(tx, &["webhook"], ALERT, &tenant, "", &leaked(&pair.id, &pair.secret_prefix));
-            tx.audit(act.on(vec![pair.product_id, pair.id]));
             return Ok(());
         }
         product_keys::Entity::update_many()
@@ -243,7 +246,7 @@ impl Store {
             .exec(tx)
             .await?;
         announce(tx, &self.epochs, format!("key:{}", pair.id));
-        tx.audit(act.on(vec![pair.product_id, pair.id]));
+        tx.audit(act.as_seen_by(&pair.team_id).on(vec![pair.product_id, pair.id]));
         Ok(())
     }
 
@@ -251,15 +254,6 @@ impl Store {
         let team = teams::Entity::find_by_id(team_id).one(tx).await?;
         Ok(team.is_some_and(|team| team.leak_action == "alert"))
     }
-}
-
-fn leaked(key_id: &str, prefix: &str) -> serde_json::Value {
-    json!({"cause": "key_leaked", "keyId": key_id, "prefix": prefix})
-}
-
-/// Whether a team was told of a key lately: whoever reports one again and again is heard once an hour.
-fn was_told(told_at_ms: Option<i64>, now_ms: i64) -> bool {
-    told_at_ms.is_some_and(|at_ms| at_ms > now_ms.saturating_sub(TOLD_EVERY_MS))
 }
 
 /// Whether nobody has anything to lose by its end: no person asked for it, and it was never used, and not replaced or

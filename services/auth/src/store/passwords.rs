@@ -191,7 +191,7 @@ impl Store {
                     return Err(Failure::from(Fault::BadResetToken));
                 }
                 let user = this.set_password(&tx, whose, hash).await?.ok_or(Failure::Fault(Fault::BadResetToken))?;
-                tx.audit(act.or_by_account(&user.id).on(vec![user.id]));
+                tx.audit(act.or_by_account(&user.id, &user.email).on(vec![user.id]));
                 Ok(())
             })
             .await?;

@@ -107,8 +107,10 @@ impl TenantStore {
                 };
                 let model = product_keys::ActiveModel::from(row.clone());
                 product_keys::Entity::insert(model.reset_all()).exec_without_returning(&tx).await?;
-                tx.audit(act.on(vec![row.product_id.clone(), pair.id]));
-                Ok(row.into())
+                tx.audit(act.on_team(&tenant.team_id).on(vec![row.product_id.clone(), pair.id]));
+                let made = Pair::from(row);
+                act.answer(&tx, &made)?;
+                Ok(made)
             })
             .await?;
         Ok(made)
@@ -208,7 +210,7 @@ impl TenantStore {
                     announce(&tx, &epochs, format!("key:{}", pair.id));
                     touched.push(pair.id);
                 }
-                tx.audit(act.on(touched));
+                tx.audit(act.on_team(&tenant.team_id).on(touched));
                 Ok(())
             })
             .await?;

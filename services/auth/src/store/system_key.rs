@@ -43,6 +43,7 @@ impl Store {
                 if before == Before::Overlaps
                     && let Some(old) = supersede(&tx, &key.id, now_ms).await?
                 {
+                    row.lineage = old.lineage.or_else(|| Some(old.id.clone()));
                     row.replaces = Some(old.id);
                     row.rotated_at_ms = Some(now_ms);
                 }

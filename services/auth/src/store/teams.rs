@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use paperkey_kit::{db::Tx, events::TEAM_DELETED, principal::Tenant};
+use paperkey_kit::{config::limits::FIRST_TIER, db::Tx, events::TEAM_DELETED, principal::Tenant};
 use paperkey_proto::{
     Error,
     principal::v1::{Mode, Role},
@@ -19,15 +19,16 @@ use super::{
     Act, Failure, Store,
     accounts::member_team,
     announce,
-    entities::{invitations, keys, memberships, product_keys, product_registry, teams, users},
+    entities::{alerts, invitations, key_networks, keys, memberships, product_keys, product_registry, teams, users},
+    quotas::remove_quotas_of,
 };
 use crate::{
     KEEPERS,
     domain::{
         Fault,
         team::{
-            LeakAction, MAX_TEAMS, MemberTeam, REMOVED_AFTER_MS, TeamChanges, TeamDetails, Tier, may_manage_people,
-            role_of, role_word,
+            LeakAction, MAX_TEAMS, MemberTeam, REMOVED_AFTER_MS, TeamChanges, TeamDetails, may_manage_people, role_of,
+            role_word,
         },
     },
 };
@@ -36,8 +37,14 @@ use crate::{
 const AT_A_TIME: u64 = 500;
 
 /// What a team may have many of, and by what each is named.
-const MANY: [(&str, &str); 4] =
-    [("invitations", "id"), ("keys", "id"), ("product_keys", "id"), ("product_registry", "product_id")];
+const MANY: [(&str, &str); 6] = [
+    ("invitations", "id"),
+    ("keys", "id"),
+    ("product_keys", "id"),
+    ("product_registry", "product_id"),
+    ("alerts", "id"),
+    ("key_networks", "key_id"),
+];
 
 impl Store {
     /// Makes a team, of which the account becomes Owner.
@@ -57,12 +64,20 @@ impl Store {
                 insert_team(&tx, &team_id, &name, &user_id, now_ms).await?;
                 // Who had no team was somebody without one until now.
                 announce(&tx, &epochs, format!("user:{user_id}"));
-                tx.audit(act.on(vec![team_id.clone()]));
-                Ok::<_, Failure>(TeamDetails {
-                    team: MemberTeam { id: team_id, name, role: Role::Owner, tier: Tier::Free.word().to_owned() },
+                tx.audit(act.on_team(&team_id).on(vec![team_id.clone()]));
+                let made = TeamDetails {
+                    team: MemberTeam {
+                        id: team_id,
+                        name,
+                        role: Role::Owner,
+                        tier: FIRST_TIER.to_owned(),
+                        requests_per_minute: None,
+                    },
                     leak_action: LeakAction::Revoke,
                     created_at_ms: now_ms,
-                })
+                };
+                act.answer(&tx, &made)?;
+                Ok::<_, Failure>(made)
             })
             .await?;
         Ok(made)
@@ -129,7 +144,7 @@ impl Store {
         }
         announce(tx, &self.epochs, format!("team:{team_id}"));
         self.tell_of_deletion(tx, team_id);
-        tx.audit(act.on(vec![team_id.to_owned()]));
+        tx.audit(act.on_team(team_id).on(vec![team_id.to_owned()]));
         Ok(())
     }
 
@@ -205,6 +220,9 @@ impl Store {
                     .filter(product_registry::Column::TeamId.eq(team))
                     .exec(&tx)
                     .await?;
+                remove_quotas_of(&tx, team).await?;
+                alerts::Entity::delete_many().filter(alerts::Column::TeamId.eq(team)).exec(&tx).await?;
+                key_networks::Entity::delete_many().filter(key_networks::Column::TeamId.eq(team)).exec(&tx).await?;
                 announce(&tx, &this.epochs, format!("team:{team}"));
                 this.tell_of_deletion(&tx, team);
                 Ok(true)
@@ -238,7 +256,8 @@ impl Store {
     }
 }
 
-fn living(team_id: &str) -> Condition {
+/// A team that is there.
+pub(super) fn living(team_id: &str) -> Condition {
     Condition::all().add(teams::Column::Id.eq(team_id)).add(teams::Column::DeletedAtMs.is_null())
 }
 
@@ -253,7 +272,7 @@ pub(super) async fn insert_team(
     let team = teams::ActiveModel {
         id: Set(team_id.to_owned()),
         name: Set(name.to_owned()),
-        tier: Set(Tier::Free.word().to_owned()),
+        tier: Set(FIRST_TIER.to_owned()),
         sandbox: Set(false),
         created_at_ms: Set(now_ms),
         leak_action: Set(LeakAction::Revoke.word().to_owned()),

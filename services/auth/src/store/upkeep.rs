@@ -1,54 +1,63 @@
 //! What is done about keys while nobody asks: their use is written down, holders are told what is due, and what ended
 //! long ago is forgotten. Each step is bounded; whoever has more to do comes again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use paperkey_proto::Error;
 use sea_orm::{
     ColumnTrait as _, Condition, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    entity::prelude::Expr,
+    entity::prelude::Expr, sea_query::ExprTrait as _,
 };
 
 use super::{
-    Failure, Store,
+    Failure, Store, Usage,
     entities::{keys, teams},
     keys::{ROTATION_DUE, key_of},
 };
-use crate::domain::api_key::ApiKey;
+use crate::domain::{alert::AlertKey, api_key::ApiKey};
 
 /// How many keys one step touches.
 pub(crate) const STEP: u64 = 200;
 
 const MINUTE_MS: i64 = 60_000;
+const DAY_MS: i64 = 24 * 60 * MINUTE_MS;
+
+/// How many days before its end a key is told of, the nearer first.
+const TOLD_DAYS: [i64; 2] = [1, 7];
 
 impl Store {
-    /// Writes down when keys were used: to the minute, and only forward. What is not known is passed over.
-    pub(crate) async fn record_uses(&self, uses: Vec<(String, i64)>) -> Result<(), Error> {
+    /// Writes down when keys were used: to the minute, and only forward; and raises what these uses give cause to. What
+    /// is not known is passed over.
+    pub(crate) async fn record_uses(&self, uses: Vec<Usage>) -> Result<(), Error> {
         let now_ms = self.database.clock().now_ms();
-        let mut last: BTreeMap<String, i64> = BTreeMap::new();
-        for (id, at_ms) in uses {
+        let mut by_key: BTreeMap<String, Vec<Usage>> = BTreeMap::new();
+        for usage in uses {
             // Clocks of two machines may differ by a little; nothing was used in the future.
-            let minute_ms = at_ms.clamp(0, now_ms) / MINUTE_MS * MINUTE_MS;
-            let known = last.entry(id).or_insert(minute_ms);
-            *known = Ord::max(minute_ms, *known);
+            let usage = Usage { at_ms: usage.at_ms.clamp(0, now_ms), ..usage };
+            by_key.entry(usage.key_id.clone()).or_default().push(usage);
         }
         let mut by_minute: BTreeMap<i64, Vec<String>> = BTreeMap::new();
-        for (id, minute_ms) in &last {
-            by_minute.entry(*minute_ms).or_default().push(id.clone());
+        for (id, uses) in &mut by_key {
+            uses.sort_unstable();
+            uses.dedup();
+            let last_ms = uses.iter().map(|usage| usage.at_ms).max().unwrap_or(0);
+            by_minute.entry(last_ms / MINUTE_MS * MINUTE_MS).or_default().push(id.clone());
         }
         if by_minute.is_empty() {
             return Ok(());
         }
-        self.database
+        let (this, of_keys) = (self.clone(), by_key.clone());
+        let found = self
+            .database
             .write(move |tx| async move {
                 // In the one order in which everybody locks, so that two batches cannot wait for each other.
-                let ids = keys::Entity::find()
-                    .select_only()
-                    .column(keys::Column::Id)
-                    .filter(keys::Column::Id.is_in(last.into_keys()))
+                let held = keys::Entity::find()
+                    .filter(keys::Column::Id.is_in(of_keys.keys()))
                     .order_by_asc(keys::Column::Id)
-                    .lock_exclusive();
-                ids.into_tuple::<String>().all(&tx).await?;
+                    .lock_exclusive()
+                    .all(&tx)
+                    .await?;
+                let found: HashSet<String> = held.iter().map(|row| row.id.clone()).collect();
                 for (minute_ms, ids) in by_minute {
                     let earlier = Condition::any()
                         .add(keys::Column::LastUsedAtMs.is_null())
@@ -60,10 +69,15 @@ impl Store {
                         .exec(&tx)
                         .await?;
                 }
-                Ok::<_, Failure>(())
+                for row in held {
+                    let uses = of_keys.get(&row.id).map(Vec::as_slice).unwrap_or_default();
+                    this.watch_key(&tx, row, uses).await?;
+                }
+                Ok::<_, Failure>(found)
             })
             .await?;
-        Ok(())
+        by_key.retain(|id, uses| !found.contains(id) && uses.iter().any(|usage| usage.network.is_some()));
+        self.watch_pairs(by_key).await
     }
 
     /// Tells the holders of some keys that a rotation is due, each once for each time that it is. Says how many.
@@ -108,7 +122,64 @@ impl Store {
                     };
                     if team.is_some_and(|team| team.deleted_at_ms.is_none()) {
                         store.tell(&tx, ROTATION_DUE, &key, &key.event_data());
+                        let known = AlertKey::from(&key);
+                        let since_ms = key.rotation_due_at_ms.unwrap_or(now_ms);
+                        store.raise(&tx, &known.tenant, known.rotation_is_due(since_ms)).await?;
                     }
+                }
+                Ok(told)
+            })
+            .await?;
+        Ok(told)
+    }
+
+    /// Tells the teams of some keys that these are about to end: a week before, and a day before, each once. A key that
+    /// was made to live no longer than that is not told of. Says how many.
+    pub(crate) async fn tell_expiries(&self) -> Result<u64, Error> {
+        let (mut told, mut after_days) = (0, 0);
+        for days in TOLD_DAYS {
+            told += self.tell_expiries_between(after_days, days).await?;
+            after_days = days;
+        }
+        Ok(told)
+    }
+
+    async fn tell_expiries_between(&self, after_days: i64, days: i64) -> Result<u64, Error> {
+        let store = self.clone();
+        let told = self
+            .database
+            .write(move |tx| async move {
+                let now_ms = store.database.clock().now_ms();
+                let in_ms = |days: i64| now_ms.saturating_add(days * DAY_MS);
+                let lifetime = Expr::col(keys::Column::ExpiresAtMs).sub(Expr::col(keys::Column::CreatedAtMs));
+                let near = keys::Entity::find()
+                    .filter(keys::Column::ExpiresAtMs.gt(in_ms(after_days)))
+                    .filter(keys::Column::ExpiresAtMs.lte(in_ms(days)))
+                    .filter(lifetime.gt(days * DAY_MS))
+                    // Zero where nothing was told yet.
+                    .filter(keys::Column::ExpiryTold.is_not_in(TOLD_DAYS.into_iter().filter(|told| *told <= days)))
+                    .filter(keys::Column::TeamId.is_not_null())
+                    .filter(keys::Column::SupersededBy.is_null())
+                    .filter(keys::Column::RevokedAtMs.is_null())
+                    .filter(keys::Column::Enabled.eq(true))
+                    .order_by_asc(keys::Column::Id)
+                    .limit(STEP)
+                    .lock_exclusive()
+                    .all(&tx)
+                    .await?;
+                let told = u64::try_from(near.len()).unwrap_or(u64::MAX);
+                if told == 0 {
+                    return Ok::<_, Failure>(0);
+                }
+                keys::Entity::update_many()
+                    .col_expr(keys::Column::ExpiryTold, Expr::value(days))
+                    .filter(keys::Column::Id.is_in(near.iter().map(|key| key.id.as_str())))
+                    .exec(&tx)
+                    .await?;
+                for key in near.into_iter().filter_map(key_of) {
+                    let known = AlertKey::from(&key);
+                    let alert = known.expires(key.terms.expires_at_ms.unwrap_or(now_ms), days);
+                    store.raise(&tx, &known.tenant, alert).await?;
                 }
                 Ok(told)
             })

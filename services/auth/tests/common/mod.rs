@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -17,12 +17,13 @@ use paperkey_auth::{
 use paperkey_kit::{
     cache::{Epochs, VersionedCache},
     channel::{Channel, ServiceChannel},
+    config::Tiers,
     db::Database,
     policy::Guarded,
-    principal::{PRINCIPAL_HEADER, Signer},
+    principal::Signer,
     secrets::{Keyring, Secret},
-    service::{Assembled, Channels, ServiceDeps},
-    shutdown,
+    service::{Assembled, Channels, ServiceDeps, Worker},
+    shutdown, testing,
 };
 use paperkey_proto::{
     Error,
@@ -53,7 +54,12 @@ pub(crate) struct App {
     pub(crate) admin: Admin,
     channel: Channel,
     signer: Signer,
+    pub(crate) tiers: Arc<Tiers>,
     mails: TempDir,
+    slack: Option<Secret>,
+    workers: Mutex<Vec<Worker>>,
+    /// Where the head of the audit log is kept.
+    pub(crate) kept: TempDir,
 }
 
 /// The way in as somebody: what the gateway is, cut down to its signature.
@@ -73,10 +79,8 @@ impl Service<HttpRequest<Body>> for Signed {
         self.channel.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: HttpRequest<Body>) -> Self::Future {
-        let assertion = self.signer.sign(self.principal.as_ref(), request.uri().path(), "req_test");
-        request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
-        self.channel.call(request)
+    fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
+        testing::call(self.channel.clone(), &self.signer, self.principal.as_ref(), "req_test", request)
     }
 }
 
@@ -106,15 +110,50 @@ impl App {
 
     /// The service on that database, with these keys of the installation.
     pub(crate) fn with_keys(database: Database, registration_open: bool, keys: &Keyring) -> Self {
+        Self::with(database, registration_open, keys, Arc::default(), None)
+    }
+
+    /// The service on that database, with these tiers.
+    pub(crate) fn with_tiers(database: Database, registration_open: bool, keys: &Keyring, tiers: Arc<Tiers>) -> Self {
+        Self::with(database, registration_open, keys, tiers, None)
+    }
+
+    /// The service on that database, whose alerts are told to that webhook of Slack's.
+    pub(crate) fn with_slack(database: Database, url: &str) -> Self {
+        Self::with(database, true, &Keyring::for_tests(), Arc::default(), Some(Secret::new(url)))
+    }
+
+    fn with(
+        database: Database,
+        registration_open: bool,
+        keys: &Keyring,
+        tiers: Arc<Tiers>,
+        slack: Option<Secret>,
+    ) -> Self {
         let clock = database.clock().clone();
         let signer = Signer::new(keys, clock.clone());
         let epochs = Arc::new(Epochs::default());
         let mails = TempDir::with_prefix("paperkey-mails-").unwrap();
-        let assembled = assembled(&database, keys, &signer, &epochs, &mails, registration_open);
+        let kept = TempDir::with_prefix("paperkey-kept-").unwrap();
         let channel = Channel::local();
-        channel.bind(Guarded::new(assembled.rpcs, signer.clone(), clock, None));
+        let config = config(&tiers, (&mails, &kept), &epochs, registration_open, slack.as_ref());
+        let assembled = assembled(&database, keys, &signer, &channel, config);
+        channel.bind(Guarded::new(assembled.rpcs, signer.clone(), clock, None, Some(database.clone())));
         let admin = Admin::new(database.clone(), keys, Arc::clone(&epochs)).unwrap();
-        Self { database, keys: keys.clone(), epochs, admin, channel, signer, mails }
+        let workers = Mutex::new(assembled.workers);
+        Self { database, keys: keys.clone(), epochs, admin, channel, signer, tiers, mails, kept, slack, workers }
+    }
+
+    /// One round of what this very process does besides answering, of what it has in its memory. Once for each worker.
+    pub(crate) async fn run_own(&self, worker: &str) {
+        let (handle, shutdown) = shutdown::channel();
+        handle.shut_down();
+        let own = {
+            let mut workers = self.workers.lock().unwrap();
+            let at = workers.iter().position(|present| present.name == worker).unwrap();
+            workers.swap_remove(at)
+        };
+        own.run(shutdown).await;
     }
 
     /// One round of what the service does besides answering.
@@ -122,7 +161,9 @@ impl App {
         let (handle, shutdown) = shutdown::channel();
         // A worker that is told to end does what is at hand, and ends.
         handle.shut_down();
-        let assembled = assembled(&self.database, &self.keys, &self.signer, &self.epochs, &self.mails, true);
+        let folders = (&self.mails, &self.kept);
+        let config = config(&self.tiers, folders, &self.epochs, true, self.slack.as_ref());
+        let assembled = assembled(&self.database, &self.keys, &self.signer, &self.channel, config);
         let worker = assembled.workers.into_iter().find(|present| present.name == worker).unwrap();
         worker.run(shutdown).await;
     }
@@ -254,15 +295,9 @@ pub(crate) async fn put_system_key(admin: &Admin, existing: Existing) -> Result<
     Ok(admin.put_system_key(draft, existing).await?.then_some(token))
 }
 
-fn assembled(
-    database: &Database,
-    keys: &Keyring,
-    signer: &Signer,
-    epochs: &Arc<Epochs>,
-    mails: &TempDir,
-    registration_open: bool,
-) -> Assembled {
+fn assembled(database: &Database, keys: &Keyring, signer: &Signer, own: &Channel, config: AuthConfig) -> Assembled {
     let mut channels = Channels::default();
+    channels.insert("auth", own.clone());
     for other in ["catalog", "licensing", "webhook"] {
         channels.insert(other, Channel::local());
     }
@@ -273,14 +308,27 @@ fn assembled(
         signer: signer.clone(),
         channels,
     };
-    let config = AuthConfig {
+    assemble(deps, config).unwrap()
+}
+
+fn config(
+    tiers: &Arc<Tiers>,
+    (mails, kept): (&TempDir, &TempDir),
+    epochs: &Arc<Epochs>,
+    registration_open: bool,
+    slack: Option<&Secret>,
+) -> AuthConfig {
+    AuthConfig {
         registration_open,
         version: "1.2.3",
         epochs: Arc::clone(epochs),
         public_url: "https://paperkey.example.com".to_owned(),
         mail: Mail::new(None, "Paperkey <paperkey@example.com>", mails.path().to_owned()).unwrap(),
-    };
-    assemble(deps, config).unwrap()
+        tiers: Arc::clone(tiers),
+        slack_webhook_url: slack.cloned(),
+        audit_retention_days: 90,
+        audit_folder: kept.path().to_owned(),
+    }
 }
 
 pub(crate) fn registration(email: &str) -> RegisterRequest {

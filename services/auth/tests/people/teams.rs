@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use paperkey_kit::{db::Database, store_suite};
+use paperkey_kit::{config::Tiers, db::Database, store_suite};
 use paperkey_proto::{
     Error,
     auth::v1::{DeleteTeamRequest, GetTeamRequest, LeakAction, LeaveTeamRequest, UpdateTeamRequest},
@@ -291,7 +291,7 @@ async fn a_deleted_team_is_gone_at_once(database: Database) {
     {
         assert_eq!(refusal(outcome), (Reason::NotFound, "No such team".to_owned()));
     }
-    assert_eq!(refusal(app.admin.set_tier(&ada.team_id, "pro").await).1, "No such team");
+    assert_eq!(refusal(app.admin.set_tier(&Tiers::default(), &ada.team_id, "pro").await).1, "No such team");
     assert_eq!(count(&app, "SELECT COUNT(*) AS n FROM outbox WHERE topic = 'team.deleted'").await, 3);
 }
 

@@ -51,8 +51,10 @@ impl ClientService for Clients {
     ) -> Result<Response<CreateClientResponse>, Status> {
         let (caller, store, request) = self.of(request)?;
         let details = details(request)?;
-        let client = store.create_client(details, Act::by(&caller, CREATE)).await.map_err(Error::from)?;
-        Ok(Response::new(CreateClientResponse { client: Some(encode(client)) }))
+        let answer = |client: &Client| CreateClientResponse { client: Some(encode(client.clone())) };
+        let act = Act::by(&caller, CREATE).answered_by(answer);
+        let client = store.create_client(details, act).await.map_err(Error::from)?;
+        Ok(Response::new(answer(&client)))
     }
 
     async fn get_client(&self, request: Request<GetClientRequest>) -> Result<Response<GetClientResponse>, Status> {

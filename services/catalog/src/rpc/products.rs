@@ -67,11 +67,13 @@ impl Products {
             .await
             .map_err(|status| Error::from_status(&status))?
             .into_inner();
-        let product = store.create(id, details, Act::by(caller, CREATE)).await?;
-        Ok(CreateProductResponse {
-            product: Some(encode(product)),
-            api_key: Some(NewApiKey { api_key: pair.api_key, secret_key: pair.secret_key }),
-        })
+        let api_key = NewApiKey { api_key: pair.api_key, secret_key: pair.secret_key };
+        let answer = move |product: &Product| CreateProductResponse {
+            product: Some(encode(product.clone())),
+            api_key: Some(api_key.clone()),
+        };
+        let product = store.create(id, details, Act::by(caller, CREATE).answered_by(answer.clone())).await?;
+        Ok(answer(&product))
     }
 }
 

@@ -57,6 +57,7 @@ impl TenantStore {
             .write(move |tx| async move {
                 tx.audit(act.on(vec![client.id.clone()]));
                 Entity::insert(row).exec_without_returning(&tx).await?;
+                act.answer(&tx, &client)?;
                 Ok(client)
             })
             .await

@@ -59,6 +59,7 @@ impl TenantStore {
                 complete(&tx, &product.id).await?;
                 tx.audit(act.on(vec![product.id.clone()]));
                 Entity::insert(row).exec_without_returning(&tx).await?;
+                act.answer(&tx, &product)?;
                 Ok(product)
             })
             .await

@@ -40,7 +40,7 @@ impl Store {
                 let statement = Statement::from_sql_and_values(tx.get_database_backend(), text, values);
                 let gone = tx.execute_raw(statement).await?.rows_affected();
                 if let Some(act) = first.filter(|_| gone > 0) {
-                    tx.audit(act.on(vec![team_id]));
+                    tx.audit(act.on_team(&team_id).on(vec![team_id]));
                 }
                 Ok::<_, DbError>(gone)
             })

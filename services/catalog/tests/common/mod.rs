@@ -2,17 +2,22 @@
 
 #![expect(dead_code, reason = "each test file uses its part")]
 
-use std::task::{Context, Poll};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use paperkey_kit::{
     channel::Channel,
     clock::{Clock, ManualClock},
     db::{Database, DbError},
+    once::Once,
     policy::Guarded,
-    principal::{Caller, PRINCIPAL_HEADER, Signer},
+    principal::{Caller, Signer},
     secrets::Keyring,
     service::{Channels, Rpcs, ServiceDeps},
     shutdown::{self, ShutdownHandle},
+    testing,
 };
 use paperkey_proto::{
     Error,
@@ -28,7 +33,7 @@ use paperkey_proto::{
         intake_service_server::{IntakeService, IntakeServiceServer},
     },
     options::v1::Caller as Kind,
-    principal::v1::{Mode, Principal, Role},
+    principal::v1::{Mode, Once as Token, Principal, Role},
 };
 use prost_types::FieldMask;
 use sea_orm::{ConnectionTrait as _, Statement};
@@ -58,10 +63,31 @@ impl Service<http::Request<Body>> for As {
         self.channel.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let assertion = self.signer.sign(Some(&self.principal), request.uri().path(), "req_1");
-        request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
-        self.channel.call(request)
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        testing::call(self.channel.clone(), &self.signer, Some(&self.principal), "req_1", request)
+    }
+}
+
+/// The same, of whoever sends the same call again and again.
+#[derive(Clone)]
+pub(crate) struct Again {
+    way: As,
+    once: Arc<Once>,
+}
+
+impl Service<http::Request<Body>> for Again {
+    type Response = http::Response<Body>;
+    type Error = Status;
+    type Future = <Channel as Service<http::Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.way.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let (principal, once) = (Arc::new(self.way.principal.clone()), Some(Arc::clone(&self.once)));
+        let caller = Caller { principal, request_id: "req_1".to_owned(), once };
+        self.way.channel.call_as(caller, &self.way.signer, request)
     }
 }
 
@@ -124,6 +150,13 @@ impl credentials::CredentialService for Keys {
         Err(Status::unimplemented("not played"))
     }
 
+    async fn record_incidents(
+        &self,
+        _: Request<auth::RecordIncidentsRequest>,
+    ) -> Result<Response<auth::RecordIncidentsResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
     async fn record_key_uses(
         &self,
         _: Request<auth::RecordKeyUsesRequest>,
@@ -155,7 +188,7 @@ impl World {
         let keys = Keyring::for_tests();
         let signer = Signer::new(&keys, clock.clone());
         let (sender, events) = mpsc::unbounded_channel();
-        let guarded = |rpcs| Guarded::new(rpcs, signer.clone(), clock.clone(), None);
+        let guarded = |rpcs| Guarded::new(rpcs, signer.clone(), clock.clone(), None, Some(database.clone()));
         let keeper = |name| Keeper(name, sender.clone());
         let mut channels = Channels::default();
         for (name, rpcs) in [
@@ -193,6 +226,13 @@ impl World {
     pub(crate) fn by(&self, principal: Principal) -> CatalogServiceClient<As> {
         let (channel, signer) = (self.channel.clone(), self.signer.clone());
         CatalogServiceClient::new(As { channel, signer, principal })
+    }
+
+    /// The way of a caller whose calls are one call, by that number.
+    pub(crate) fn way_of_once(&self, principal: Principal, number: u8) -> Again {
+        let (channel, signer) = (self.channel.clone(), self.signer.clone());
+        let token = Token { id: vec![number; 32], request_hash: vec![number; 32], seal_key: vec![number; 32] };
+        Again { way: As { channel, signer, principal }, once: Arc::new(Once::new(token).unwrap()) }
     }
 
     pub(crate) async fn create(&self, request: CreateProductRequest) -> Product {

@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicBool;
 use futures_util::future::{FutureExt as _, join_all};
 use paperkey_proto::auth::v1::{
     AuthenticateResponse, KeyUse, ListChangesResponse, ProvisionProductRequest, ProvisionProductResponse,
-    RecordKeyUsesRequest, RecordKeyUsesResponse,
+    RecordIncidentsRequest, RecordIncidentsResponse, RecordKeyUsesRequest, RecordKeyUsesResponse,
     credential_service_server::{CredentialService, CredentialServiceServer},
 };
 use tokio::sync::Semaphore;
@@ -63,6 +63,13 @@ impl CredentialService for Handler {
         self.0.must_be_there()?;
         self.0.recorded.lock().push(request.into_inner().uses);
         Ok(Response::new(RecordKeyUsesResponse {}))
+    }
+
+    async fn record_incidents(
+        &self,
+        _: Request<RecordIncidentsRequest>,
+    ) -> Result<Response<RecordIncidentsResponse>, Status> {
+        Ok(Response::new(RecordIncidentsResponse {}))
     }
 
     async fn list_changes(
@@ -128,7 +135,7 @@ impl World {
         });
         let channel = Channel::local();
         let rpcs = Rpcs::new(CredentialServiceServer::new(Handler(Arc::clone(&auth))));
-        channel.bind(Guarded::new(rpcs, signer.clone(), clock.clone(), None));
+        channel.bind(Guarded::new(rpcs, signer.clone(), clock.clone(), None, None));
         let epochs = Arc::new(Epochs::default());
         let authenticator = CachedAuthenticator::new(&channel, signer, clock, Arc::clone(&epochs));
         Self { auth, authenticator, epochs, hand, token: TokenKind::TeamLive.generate(), since: -1 }
@@ -439,7 +446,7 @@ async fn a_use_is_recorded_once_a_minute_and_key() {
     let uses = Arc::clone(world.authenticator.uses());
     uses.flush().await.unwrap();
     uses.flush().await.unwrap();
-    let minute = |at_ms| vec![KeyUse { key_id: "key_1".into(), used_at_ms: at_ms }];
+    let minute = |at_ms| vec![KeyUse { key_id: "key_1".into(), used_at_ms: at_ms, ..KeyUse::default() }];
     assert_eq!(*world.auth.recorded.lock(), [minute(START_MS)]);
     world.hand.advance_ms(60_000);
     world.learn().await;
@@ -471,7 +478,7 @@ async fn uses_that_auth_does_not_take_are_kept_and_merged() {
     assert!(uses.flush().await.is_err());
     world.auth.is_gone.store(false, Ordering::SeqCst);
     uses.flush().await.unwrap();
-    let used = |key_id: &str, used_at_ms| KeyUse { key_id: key_id.into(), used_at_ms };
+    let used = |key_id: &str, used_at_ms| KeyUse { key_id: key_id.into(), used_at_ms, ..KeyUse::default() };
     assert_eq!(*world.auth.recorded.lock(), [[used("key_1", START_MS + 60_000), used("key_2", START_MS)]]);
     assert_eq!(uses.waiting(), 0);
 }

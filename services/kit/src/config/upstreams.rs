@@ -1,11 +1,12 @@
 //! `[[upstreams]]`: servers of the operator's own that the gateway stands in front of.
 //!
-//! What is judged here is judged again by nobody: a gateway takes only upstreams that passed. Metering is not among the
-//! keys yet, so `meter` and `cost` are unknown keys, and a start that names them fails instead of metering nothing.
+//! What is judged here is judged again by nobody: a gateway takes only upstreams that passed.
 
 use http::Uri;
 use paperkey_proto::{Contract, options::v1::Surface};
 use serde::{Deserialize, Serialize};
+
+use super::Tiers;
 
 /// Words after `/v1` that belong to the platform surface beside the contract's own routes.
 const RESERVED: [&str; 2] = ["authz", "usage"];
@@ -24,6 +25,11 @@ pub struct Upstream {
     /// What a credential must be allowed to do, such as `licenses:read`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
+    /// The meter that each call takes units of, such as `renders`. Visitors without a credential take none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meter: Option<String>,
+    /// How many units a call takes.
+    pub cost: i64,
     /// Whether visitors may call without a credential. One that is sent must be good all the same.
     pub anonymous: bool,
     /// Whether the server is asked for what follows the path, instead of for the whole path.
@@ -42,6 +48,8 @@ impl Default for Upstream {
             path: String::new(),
             url: String::new(),
             scope: None,
+            meter: None,
+            cost: 1,
             anonymous: false,
             strip_prefix: false,
             max_body_bytes: 10 * 1_024 * 1_024,
@@ -59,7 +67,8 @@ impl Upstream {
 }
 
 /// Everything that is wrong with the upstreams of a configuration.
-pub fn problems(upstreams: &[Upstream]) -> Vec<String> {
+pub fn problems(upstreams: &[Upstream], tiers: &Tiers) -> Vec<String> {
+    let meters = tiers.meters();
     let mut problems = Vec::new();
     for (index, upstream) in upstreams.iter().enumerate() {
         let mut require = |holds: bool, problem: &str| {
@@ -91,6 +100,11 @@ pub fn problems(upstreams: &[Upstream]) -> Vec<String> {
             upstream.scope.as_deref().is_none_or(known),
             "scope is not known: scopes are words such as licenses:read",
         );
+        require(
+            upstream.meter.as_deref().is_none_or(|meter| meters.contains(meter)),
+            "meter is named by no tier: a meter is one that any [tiers.<name>] gives a quota of",
+        );
+        require((0..=1_000_000_000).contains(&upstream.cost), "cost must be between 0 and 1000000000");
         require(upstream.max_body_bytes <= MAX_BODY_BYTES, "max_body_bytes must be at most 1099511627776");
         require((100..=600_000).contains(&upstream.timeout_ms), "timeout_ms must be between 100 and 600000");
     }
@@ -137,7 +151,7 @@ mod tests {
     }
 
     fn refused(upstreams: &[Upstream]) -> String {
-        problems(upstreams).join("\n")
+        problems(upstreams, &Tiers::default()).join("\n")
     }
 
     #[test]

@@ -50,6 +50,7 @@ use crate::clock::Clock;
 pub use error::{DbError, is_unique_violation};
 pub use idempotency::{StoredAnswer, find_answer, prune_answers};
 pub use migrate::{MigrationState, MigrationStatus};
+pub(crate) use tx::{ANSWER_IS_KEPT, AUDIT_WAKER};
 pub use tx::{AuditEntry, IdempotencyRow, OutboxMessage, Reader, Tx};
 
 /// Which engine stands behind a database.

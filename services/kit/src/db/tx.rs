@@ -16,6 +16,11 @@ use super::{DbError, Shared, sqlite::Session};
 /// values.
 const ROWS_AN_INSERT: usize = 500;
 
+/// What a job violates that keeps an answer where there is one.
+pub(crate) const ANSWER_IS_KEPT: &str = "idempotency.key_hash";
+/// Whom a commit with audit entries wakes, beside the relays of the outbox.
+pub(crate) const AUDIT_WAKER: &str = "audit";
+
 /// Something another service must learn, once this transaction is durable.
 #[derive(Clone, Debug)]
 pub struct OutboxMessage {
@@ -38,6 +43,10 @@ pub struct AuditEntry {
     pub actor_kind: String,
     /// The actor's id.
     pub actor_id: String,
+    /// What people call the actor; empty where it has no name.
+    pub actor_name: String,
+    /// Whose log it belongs to; empty where no team is concerned.
+    pub team_id: String,
     /// The path of the rpc.
     pub action: String,
     /// The ids of what was touched.
@@ -69,7 +78,7 @@ struct Work {
     idempotency: Option<IdempotencyRow>,
     subjects: Vec<String>,
     hooks: Vec<Hook>,
-    /// Whom the written outbox rows are for.
+    /// Who is woken by the commit.
     targets: Vec<&'static str>,
 }
 
@@ -200,6 +209,9 @@ impl TxCore {
             work.targets = outbox.iter().map(|message| message.target).collect();
             work.targets.sort_unstable();
             work.targets.dedup();
+            if !work.audit.is_empty() {
+                work.targets.push(AUDIT_WAKER);
+            }
             (work.idempotency.take(), outbox, std::mem::take(&mut work.audit), std::mem::take(&mut work.subjects))
         };
         let now_ms = self.shared.clock.now_ms();
@@ -234,10 +246,13 @@ impl TxCore {
                         entry.action.into(),
                         serde_json::Value::from(entry.resources).to_string().into(),
                         entry.request_id.into(),
+                        entry.team_id.into(),
+                        entry.actor_name.into(),
                     ]
                 })
                 .collect();
-            let into = "audit_entries (at_ms, actor_kind, actor_id, action, resources, request_id)";
+            let into = "audit_entries \
+                 (at_ms, actor_kind, actor_id, action, resources, request_id, team_id, actor_name)";
             self.insert(into, rows).await?;
         }
         if self.shared.feed && !subjects.is_empty() {
@@ -264,7 +279,7 @@ impl TxCore {
             now_ms.into(),
         ];
         if self.run(sql, values).await?.rows_affected() == 0 {
-            return Err(DbError::UniqueViolation { constraint: "idempotency.key_hash".to_owned() });
+            return Err(DbError::UniqueViolation { constraint: ANSWER_IS_KEPT.to_owned() });
         }
         Ok(())
     }
@@ -392,6 +407,11 @@ impl Tx {
     /// replaces the first.
     pub fn idempotency(&self, row: IdempotencyRow) {
         self.core.work.lock().idempotency = Some(row);
+    }
+
+    /// The time by which the storage layer writes.
+    pub(crate) fn now_ms(&self) -> i64 {
+        self.core.shared.clock.now_ms()
     }
 
     /// Announces that what others may have cached about `subject` is stale.

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::{count, status, time};
 use crate::{
     domain::{Fault, license::Verdict, license_key::LicenseKey},
-    store::{Act, Store, TenantStore},
+    store::{Act, Activated, Store, TenantStore},
 };
 
 const ACTIVATE: &str = "/paperkey.licensing.v1.LicenseCheckService/ActivateLicense";
@@ -92,19 +92,9 @@ impl LicenseCheckService for Checks {
     ) -> Result<Response<ActivateLicenseResponse>, Status> {
         let (caller, store, request) = self.of(request)?;
         let key = key(&request.license_key)?;
-        let act = Act::by(&caller, ACTIVATE);
-        let activated = store.activate(key, request.fingerprint, request.name, act).await;
-        let (activation, remaining) = activated.map_err(Error::from)?;
-        Ok(Response::new(ActivateLicenseResponse {
-            success: true,
-            activation: Some(NewActivation {
-                id: activation.id,
-                fingerprint: activation.fingerprint,
-                name: activation.name,
-                created_at: Some(values::timestamp(activation.created_at_ms)),
-            }),
-            activations_remaining: remaining.map(count),
-        }))
+        let act = Act::by(&caller, ACTIVATE).answered_by(activated);
+        let made = store.activate(key, request.fingerprint, request.name, act).await.map_err(Error::from)?;
+        Ok(Response::new(activated(&made)))
     }
 
     async fn deactivate_license(
@@ -113,8 +103,25 @@ impl LicenseCheckService for Checks {
     ) -> Result<Response<DeactivateLicenseResponse>, Status> {
         let (caller, store, request) = self.of(request)?;
         let key = key(&request.license_key)?;
-        let act = Act::by(&caller, DEACTIVATE);
+        let answer = |remaining: &Option<i64>| DeactivateLicenseResponse {
+            success: true,
+            activations_remaining: remaining.map(count),
+        };
+        let act = Act::by(&caller, DEACTIVATE).answered_by(answer);
         let remaining = store.deactivate(key, request.fingerprint, act).await.map_err(Error::from)?;
-        Ok(Response::new(DeactivateLicenseResponse { success: true, activations_remaining: remaining.map(count) }))
+        Ok(Response::new(answer(&remaining)))
+    }
+}
+
+fn activated((activation, remaining): &Activated) -> ActivateLicenseResponse {
+    ActivateLicenseResponse {
+        success: true,
+        activation: Some(NewActivation {
+            id: activation.id.clone(),
+            fingerprint: activation.fingerprint.clone(),
+            name: activation.name.clone(),
+            created_at: Some(values::timestamp(activation.created_at_ms)),
+        }),
+        activations_remaining: remaining.map(count),
     }
 }

@@ -67,8 +67,11 @@ impl LicensingService for Licenses {
         let terms = terms(request)?;
         self.catalog.must_have_product(&store, &caller, &product_id).await?;
         self.catalog.must_have_client(&caller, terms.client_id.as_deref()).await?;
-        let license = store.create(product_id, terms, Act::by(&caller, CREATE)).await.map_err(Error::from)?;
-        Ok(Response::new(CreateLicenseResponse { license: Some(self.encode(license)) }))
+        let now_ms = self.store.clock().now_ms();
+        let answer = move |made: &License| CreateLicenseResponse { license: Some(encode(made.clone(), now_ms)) };
+        let act = Act::by(&caller, CREATE).answered_by(answer);
+        let license = store.create(product_id, terms, act).await.map_err(Error::from)?;
+        Ok(Response::new(answer(&license)))
     }
 
     async fn get_license(&self, request: Request<GetLicenseRequest>) -> Result<Response<GetLicenseResponse>, Status> {
@@ -113,8 +116,11 @@ impl LicensingService for Licenses {
         request: Request<RevokeLicenseRequest>,
     ) -> Result<Response<RevokeLicenseResponse>, Status> {
         let (caller, store, request) = self.of(request)?;
-        let license = store.revoke(&request.id, Act::by(&caller, REVOKE)).await.map_err(Error::from)?;
-        Ok(Response::new(RevokeLicenseResponse { license: Some(self.encode(license)) }))
+        let now_ms = self.store.clock().now_ms();
+        let answer = move |now: &License| RevokeLicenseResponse { license: Some(encode(now.clone(), now_ms)) };
+        let act = Act::by(&caller, REVOKE).answered_by(answer);
+        let license = store.revoke(&request.id, act).await.map_err(Error::from)?;
+        Ok(Response::new(answer(&license)))
     }
 
     async fn reinstate_license(
@@ -122,8 +128,11 @@ impl LicensingService for Licenses {
         request: Request<ReinstateLicenseRequest>,
     ) -> Result<Response<ReinstateLicenseResponse>, Status> {
         let (caller, store, request) = self.of(request)?;
-        let license = store.reinstate(&request.id, Act::by(&caller, REINSTATE)).await.map_err(Error::from)?;
-        Ok(Response::new(ReinstateLicenseResponse { license: Some(self.encode(license)) }))
+        let now_ms = self.store.clock().now_ms();
+        let answer = move |now: &License| ReinstateLicenseResponse { license: Some(encode(now.clone(), now_ms)) };
+        let act = Act::by(&caller, REINSTATE).answered_by(answer);
+        let license = store.reinstate(&request.id, act).await.map_err(Error::from)?;
+        Ok(Response::new(answer(&license)))
     }
 
     async fn delete_activation(

@@ -66,7 +66,7 @@ pub(super) fn of_license(license_id: &str) -> Select<Entity> {
 }
 
 /// An activation, and how many more there may be; `None` is unlimited.
-type Activated = (Activation, Option<i64>);
+pub type Activated = (Activation, Option<i64>);
 
 /// One machine that activates.
 struct Attempt {
@@ -114,23 +114,9 @@ impl TenantStore {
         self.parts()
             .database
             .write(move |tx| async move {
-                if let Some(refreshed) = attempt.refresh(&tx).await? {
-                    return Ok(refreshed);
-                }
-                let Some(remaining) = attempt.take_slot(&tx).await? else {
-                    // The slot may have gone to the same machine in the meantime.
-                    return match attempt.refresh(&tx).await? {
-                        Some(refreshed) => Ok(refreshed),
-                        None => Err(attempt.why_not(&tx).await?.into()),
-                    };
-                };
-                if let Some(created) = attempt.insert(&tx).await? {
-                    attempt.tell(&tx, &created, &key, &act);
-                    return Ok((created, remaining));
-                }
-                // So did this one.
-                attempt.give_back_slot(&tx).await?;
-                attempt.refresh(&tx).await?.ok_or_else(|| Fault::NoSuchLicense.into())
+                let activated = attempt.make(&tx, &key, &act).await?;
+                act.answer(&tx, &activated)?;
+                Ok(activated)
             })
             .await
     }
@@ -187,13 +173,35 @@ impl TenantStore {
                 let subject = activation_subject(&license_id, &activation.fingerprint);
                 tx.audit(act.on(vec![activation.id, license_id.clone()]));
                 this.store.announce(&tx, vec![license_id, subject]);
-                Ok(remaining_of(&license)?)
+                let remaining = remaining_of(&license)?;
+                act.answer(&tx, &remaining)?;
+                Ok(remaining)
             })
             .await
     }
 }
 
 impl Attempt {
+    async fn make(&self, tx: &Tx, key: &LicenseKey, act: &Act) -> Result<Activated, Failure> {
+        if let Some(refreshed) = self.refresh(tx).await? {
+            return Ok(refreshed);
+        }
+        let Some(remaining) = self.take_slot(tx).await? else {
+            // The slot may have gone to the same machine in the meantime.
+            return match self.refresh(tx).await? {
+                Some(refreshed) => Ok(refreshed),
+                None => Err(self.why_not(tx).await?.into()),
+            };
+        };
+        if let Some(created) = self.insert(tx).await? {
+            self.tell(tx, &created, key, act);
+            return Ok((created, remaining));
+        }
+        // So did this one.
+        self.give_back_slot(tx).await?;
+        self.refresh(tx).await?.ok_or_else(|| Fault::NoSuchLicense.into())
+    }
+
     /// Refreshes the activation if there is one and the licence is usable.
     async fn refresh(&self, tx: &Tx) -> Result<Option<Activated>, Failure> {
         let (reach, scope) = self.store.reach(5);

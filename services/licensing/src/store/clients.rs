@@ -46,7 +46,7 @@ impl TenantStore {
                 )
                 .await?;
                 if marked > 0 {
-                    tx.audit(act.on(vec![client_id]));
+                    tx.audit(act.on_team(&tenant.team_id).on(vec![client_id]));
                 }
                 Ok(())
             })

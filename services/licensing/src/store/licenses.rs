@@ -104,6 +104,7 @@ impl TenantStore {
                 let license = this.insert(&tx, product_id, terms, &mut next_key).await?;
                 this.tell(&tx, LICENSE_CREATED, &license);
                 tx.audit(act.on(vec![license.id.clone(), license.product_id.clone()]));
+                act.answer(&tx, &license)?;
                 Ok(license)
             })
             .await
@@ -221,14 +222,17 @@ impl TenantStore {
         self.parts()
             .database
             .write(move |tx| async move {
-                let turned = first_row(&tx, sql, values).await?;
-                let Some(turned) = turned else {
+                let vault = &this.parts().vault;
+                let license = if let Some(turned) = first_row(&tx, sql, values).await? {
+                    let license = license_of(Model::from_query_result(&turned, "")?, vault)?;
+                    this.tell(&tx, topic, &license);
+                    this.changed(&tx, &license, &act);
+                    license
+                } else {
                     let row = query.one(&tx).await?.ok_or(Fault::NoSuchLicense)?;
-                    return license_of(row, &this.parts().vault).map_err(Failure::from);
+                    license_of(row, vault)?
                 };
-                let license = license_of(Model::from_query_result(&turned, "")?, &this.parts().vault)?;
-                this.tell(&tx, topic, &license);
-                this.changed(&tx, &license, &act);
+                act.answer(&tx, &license)?;
                 Ok(license)
             })
             .await

@@ -29,6 +29,7 @@ use sea_orm::{ConnectionTrait, DbErr, QueryResult, Statement, Value};
 use crate::domain::{Fault, license_key::LicenseKey};
 use lookups::Lookups;
 
+pub use activations::Activated;
 pub use licenses::Filter;
 pub use lookups::View;
 

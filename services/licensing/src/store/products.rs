@@ -54,11 +54,11 @@ impl TenantStore {
                     &tx,
                     "INSERT INTO products (id, team_id, deleted_at_ms) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE \
                      SET deleted_at_ms = excluded.deleted_at_ms WHERE products.deleted_at_ms IS NULL",
-                    vec![product_id.clone().into(), team_id.into(), now_ms.into()],
+                    vec![product_id.clone().into(), team_id.as_str().into(), now_ms.into()],
                 )
                 .await?;
                 if marked > 0 {
-                    tx.audit(act.on(vec![product_id.clone()]));
+                    tx.audit(act.on_team(&team_id).on(vec![product_id.clone()]));
                     store.announce(&tx, vec![product_id]);
                 }
                 Ok(())

@@ -50,7 +50,7 @@ impl Store {
                 }
                 let any = !ids.is_empty();
                 if let Some(act) = first.filter(|_| any) {
-                    tx.audit(act.on(vec![team_id]));
+                    tx.audit(act.on_team(&team_id).on(vec![team_id]));
                 }
                 store.announce(&tx, ids);
                 Ok::<_, Failure>(any)

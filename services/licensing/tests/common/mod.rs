@@ -15,11 +15,11 @@ use paperkey_kit::{
     clock::{Clock, ManualClock},
     db::Database,
     policy::Guarded,
-    principal::{PRINCIPAL_HEADER, Signer},
+    principal::Signer,
     secrets::Keyring,
     service::{Channels, Rpcs, ServiceDeps},
     shutdown::{self, ShutdownHandle},
-    testing::TestDb,
+    testing::{self, TestDb},
 };
 use paperkey_licensing::{assemble_around, store::Store};
 use paperkey_proto::{
@@ -73,10 +73,8 @@ impl Service<http::Request<Body>> for As {
         self.channel.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let assertion = self.signer.sign(Some(&self.principal), request.uri().path(), "req_1");
-        request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
-        self.channel.call(request)
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        testing::call(self.channel.clone(), &self.signer, Some(&self.principal), "req_1", request)
     }
 }
 
@@ -225,7 +223,7 @@ impl World {
         let asked = Arc::new(AtomicUsize::new(0));
         let (ears, events) = mpsc::unbounded_channel();
 
-        let guarded = |rpcs| Guarded::new(rpcs, signer.clone(), clock.clone(), None);
+        let guarded = |rpcs| Guarded::new(rpcs, signer.clone(), clock.clone(), None, Some(database.clone()));
         let mut channels = Channels::default();
         for (name, rpcs) in [
             (
@@ -234,6 +232,8 @@ impl World {
                     .add_service(ClientServiceServer::new(TwoClients)),
             ),
             ("webhook", Rpcs::new(IntakeServiceServer::new(Ears(ears)))),
+            // Takes no audit entries, which wait.
+            ("auth", Rpcs::default()),
         ] {
             let channel = Channel::local();
             channel.bind(guarded(rpcs));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use paperkey_kit::{
     channel::Channel,
     principal::{Caller, Signer},
+    secrets::Secret,
     values::{Mask, Page, timestamp},
 };
 use paperkey_proto::{
@@ -149,11 +150,13 @@ impl WebhookService for Webhooks {
         self.rules.read(&request.url)?;
         let events = event::subscription(&request.product_id, request.events)?;
         self.must_exist(&caller, &request.product_id).await?;
-        let act = Act::by(&caller, CREATE);
-        let (endpoint, secret) =
-            store.create_endpoint(request.product_id, request.url, events, act).await.map_err(Error::from)?;
-        let response = CreateWebhookResponse { webhook: Some(encode(endpoint)), secret: secret.expose().to_owned() };
-        Ok(Response::new(response))
+        let answer = |(endpoint, secret): &(Endpoint, Secret)| CreateWebhookResponse {
+            webhook: Some(encode(endpoint.clone())),
+            secret: secret.expose().to_owned(),
+        };
+        let act = Act::by(&caller, CREATE).answered_by(answer);
+        let made = store.create_endpoint(request.product_id, request.url, events, act).await.map_err(Error::from)?;
+        Ok(Response::new(answer(&made)))
     }
 
     async fn get_webhook(&self, request: Request<GetWebhookRequest>) -> Result<Response<GetWebhookResponse>, Status> {

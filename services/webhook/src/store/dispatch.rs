@@ -5,18 +5,22 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use http::Uri;
 use paperkey_kit::{
     db::{DbError, Engine, Tx},
+    events::WEBHOOK_PAUSED,
+    principal::{Tenant, mode_of},
     secrets::Secret,
 };
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
     Value, sea_query::LockType,
 };
+use serde_json::json;
 
 use super::{
     Store,
-    endpoints::{Column, Entity},
+    endpoints::{Column, Entity, Model},
     places, rows, sql,
 };
 use crate::domain::{
@@ -325,6 +329,7 @@ impl Store {
             took.insert(row.try_get::<String>("", "id")?);
         }
 
+        let mut gone: HashSet<&str> = HashSet::new();
         let mut states: BTreeMap<&str, (Status, i64)> = BTreeMap::new();
         for row in &endpoints {
             let status = Status::of(&row.status).unwrap_or(Status::Paused);
@@ -349,6 +354,9 @@ impl Store {
             if pauses && *status == Status::Active {
                 *status = Status::Paused;
                 recorded.paused.insert(outcome.endpoint_id.clone());
+                if attempt.is_gone() {
+                    gone.insert(&outcome.endpoint_id);
+                }
             }
         }
         if !tries.is_empty() {
@@ -362,6 +370,9 @@ impl Store {
         for row in &endpoints {
             let Some((status, failures)) = states.get(row.id.as_str()) else { continue };
             let paused = recorded.paused.contains(&row.id);
+            if paused {
+                self.tell_paused(tx, row, *failures, gone.contains(row.id.as_str()));
+            }
             if paused || *failures != row.consecutive_failures {
                 let updated_at_ms = if paused { now_ms } else { row.updated_at_ms };
                 let values: Vec<Value> =
@@ -372,6 +383,21 @@ impl Store {
             }
         }
         Ok(recorded)
+    }
+
+    /// Tells auth, which tells the team. The address may hold a secret of the receiver's, so only its host is told.
+    fn tell_paused(&self, tx: &Tx, row: &Model, failures: i64, gone: bool) {
+        let Some(mode) = mode_of(&row.mode) else { return };
+        let tenant = Tenant { team_id: row.team_id.clone(), mode };
+        let host = row.url.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
+        let data = json!({
+            "webhookId": row.id,
+            "host": host,
+            "productId": row.product_id,
+            "failures": failures,
+            "gone": gone,
+        });
+        self.outbox.emit(tx, &["auth"], WEBHOOK_PAUSED, &tenant, &row.product_id, &data);
     }
 }
 

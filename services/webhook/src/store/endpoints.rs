@@ -85,8 +85,7 @@ impl TenantStore {
             updated_at_ms: now_ms,
         };
         let this = self.clone();
-        let written = self
-            .store
+        self.store
             .database
             .write(move |tx| async move {
                 this.lock_source(&tx, &endpoint.product_id).await?;
@@ -95,10 +94,11 @@ impl TenantStore {
                 }
                 Entity::insert(row.into_active_model().reset_all()).exec_without_returning(&tx).await?;
                 tx.audit(act.on(resources(&endpoint.id, &endpoint.product_id)));
-                Ok(endpoint)
+                let made = (endpoint, secret);
+                act.answer(&tx, &made)?;
+                Ok(made)
             })
-            .await?;
-        Ok((written, secret))
+            .await
     }
 
     /// One endpoint.

@@ -22,6 +22,7 @@ pub(crate) use paperkey_kit::store::Act;
 use paperkey_kit::{
     clock::Clock,
     db::{Database, DbError},
+    events::EventOutbox,
     principal::Tenant,
     secrets::{Keyring, Sealer},
 };
@@ -42,6 +43,7 @@ pub(crate) struct Store {
     clock: Clock,
     secrets: Sealer,
     bodies: Sealer,
+    outbox: EventOutbox,
     schedule: Arc<Schedule>,
     wake: Arc<Wake>,
 }
@@ -63,7 +65,13 @@ impl Store {
         wake: Arc<Wake>,
     ) -> Self {
         let (secrets, bodies) = (keys.sealer("webhook-secret/v1"), keys.sealer("webhook-event/v1"));
-        Self { database, clock, secrets, bodies, schedule, wake }
+        let outbox = EventOutbox::new(keys, clock.clone());
+        Self { database, clock, secrets, bodies, outbox, schedule, wake }
+    }
+
+    /// What others must learn of.
+    pub(crate) fn outbox(&self) -> &EventOutbox {
+        &self.outbox
     }
 
     /// The webhooks of one team in one mode.

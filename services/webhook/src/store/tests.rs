@@ -247,6 +247,8 @@ async fn the_tenth_failure_pauses_once_however_they_come_together(database: Data
         paused += task.await.unwrap();
     }
     assert_eq!(paused, 1);
+    let told = "SELECT COUNT(*) AS number FROM outbox WHERE target = 'auth' AND topic = 'webhook.paused'";
+    assert_eq!(number(&world.store, told).await, 1);
     let after = world.reload(&endpoint).await;
     assert_eq!((after.status, after.consecutive_failures), (Status::Paused, 40));
     let resumed = world.set(&after, Status::Active).await;

@@ -31,10 +31,11 @@ use paperkey_kit::{
     db::Database,
     ids::new_id,
     policy::Guarded,
-    principal::{Caller, PRINCIPAL_HEADER, Signer},
+    principal::{Caller, Signer},
     secrets::Keyring,
     service::{Channels, Rpcs, ServiceDeps},
     shutdown::{self, ShutdownHandle},
+    testing,
 };
 use paperkey_proto::{
     Error,
@@ -43,7 +44,11 @@ use paperkey_proto::{
         catalog_service_server::{CatalogService, CatalogServiceServer},
     },
     errors::v1::Reason,
-    events::v1::{Event, IngestEventsRequest, intake_service_client::IntakeServiceClient},
+    events::v1::{
+        Event, IngestEventsRequest, IngestEventsResponse,
+        intake_service_client::IntakeServiceClient,
+        intake_service_server::{IntakeService, IntakeServiceServer},
+    },
     options::v1::{Caller as Kind, Scope},
     principal::v1::{Mode, Principal, Role},
     webhook::v1::{
@@ -114,10 +119,8 @@ impl Service<HttpRequest<Body>> for As {
         self.channel.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: HttpRequest<Body>) -> Self::Future {
-        let assertion = self.signer.sign(Some(&self.principal), request.uri().path(), "req_1");
-        request.headers_mut().insert(PRINCIPAL_HEADER, assertion);
-        self.channel.call(request)
+    fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
+        testing::call(self.channel.clone(), &self.signer, Some(&self.principal), "req_1", request)
     }
 }
 
@@ -167,9 +170,31 @@ impl CatalogService for TwoProducts {
     }
 }
 
+/// Auth, as it takes events over: not at the first time.
+#[derive(Default)]
+struct Auth {
+    told: Arc<Mutex<Vec<Event>>>,
+    asked: AtomicUsize,
+}
+
+#[tonic::async_trait]
+impl IntakeService for Auth {
+    async fn ingest_events(
+        &self,
+        request: Request<IngestEventsRequest>,
+    ) -> Result<Response<IngestEventsResponse>, Status> {
+        if self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Err(Error::unavailable("just starting").into());
+        }
+        self.told.lock().expect("nobody panics").extend(request.into_inner().events);
+        Ok(Response::new(IngestEventsResponse {}))
+    }
+}
+
 /// The service, running.
 pub(crate) struct World {
     pub(crate) database: Database,
+    told_to_auth: Arc<Mutex<Vec<Event>>>,
     channel: Channel,
     signer: Signer,
     clock: Clock,
@@ -195,17 +220,26 @@ impl World {
         let clock = Clock::system();
         let keys = Keyring::for_tests();
         let signer = Signer::new(&keys, clock.clone());
-        let guarded = |rpcs| Guarded::new(rpcs, signer.clone(), clock.clone(), None);
+        let guarded = |rpcs| Guarded::new(rpcs, signer.clone(), clock.clone(), None, Some(database.clone()));
         let catalog = Channel::local();
         catalog.bind(guarded(Rpcs::new(CatalogServiceServer::new(TwoProducts))));
         let mut channels = Channels::default();
         channels.insert("catalog", catalog);
+        let (auth, taking) = (Channel::local(), Auth::default());
+        let told_to_auth = Arc::clone(&taking.told);
+        auth.bind(guarded(Rpcs::new(IntakeServiceServer::new(taking))));
+        channels.insert("auth", auth);
         let deps =
             ServiceDeps { database: database.clone(), keys, clock: clock.clone(), signer: signer.clone(), channels };
         let assembled = assemble(deps, config).expect("it assembles");
         let channel = Channel::local();
         channel.bind(guarded(assembled.rpcs));
-        (Self { database, channel, signer, clock, running: None }, assembled.workers)
+        (Self { database, told_to_auth, channel, signer, clock, running: None }, assembled.workers)
+    }
+
+    /// What auth was told so far.
+    pub(crate) fn told_to_auth(&self) -> Vec<Event> {
+        self.told_to_auth.lock().expect("nobody panics").clone()
     }
 
     /// Ends the workers as a process would, and waits for them.

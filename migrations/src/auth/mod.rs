@@ -3,6 +3,10 @@
 //! Of a token only its keyed hash is kept, and of a password only its Argon2id hash. A look-up of a credential is one
 //! look-up in a unique index. Deliberately absent: foreign keys, since what is deleted here is deleted by marking it.
 
+mod alerts;
+mod audit;
+mod quotas;
+
 use sea_orm_migration::{
     MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
     sea_orm::{ConnectionTrait as _, DbErr},
@@ -24,6 +28,9 @@ impl MigratorTrait for Migrator {
         all.push(Box::new(Tables));
         all.push(Box::new(KeyLife));
         all.push(Box::new(People));
+        all.push(Box::new(quotas::Quotas));
+        all.push(Box::new(audit::Audit));
+        all.push(Box::new(alerts::Alerts));
         all
     }
 }

@@ -1,0 +1,527 @@
+//! The reference: the contract's REST side as an OpenAPI 3.1 document, generated from the descriptors when the gateway
+//! starts.
+//!
+//! Nothing in here is written by hand twice: routes, parameters, schemas and their bounds come from the contract, words
+//! from its comments, and errors from the catalogue. Deliberately absent: internal methods, and the doors to other
+//! people's APIs, whose answers are not ours.
+
+mod answers;
+mod comments;
+mod schemas;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::Method as Verb;
+use paperkey_proto::{
+    Contract,
+    contract::{Method, Route, SurfaceEntry, pool},
+    options::v1::{Caller, Surface, Tenant},
+};
+
+use crate::json::Json;
+
+use answers::{Answers, surface_of, word_of};
+use comments::{Comments, first_sentence};
+use schemas::{Schemas, Way, fits_a_query, is_mask, name_in};
+
+/// The headers by which every answer tells what is left of the limits.
+const LIMIT_HEADERS: [&str; 5] =
+    ["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit-Policy", "RateLimit"];
+
+/// The types of the bodies that exports come as.
+const EXPORTS: [&str; 2] = ["text/csv", "application/x-ndjson"];
+
+/// The whole document, as JSON.
+pub(crate) fn document(contract: &'static Contract, public_url: &str, version: &str) -> String {
+    let comments = Comments::read(pool());
+    let mut writing = Writing {
+        contract,
+        comments: &comments,
+        schemas: Schemas::new(&comments),
+        answers: Answers::new(contract),
+        ids: BTreeSet::new(),
+        tags: BTreeMap::new(),
+    };
+    let paths = writing.paths();
+    let mut schemas = answers::schemas();
+    schemas.extend(writing.schemas.into_made());
+    let groups = contract.surfaces().iter().filter_map(|surface| {
+        let tags = writing.tags.get(&surface.surface)?;
+        let names = tags.keys().cloned().collect::<Vec<_>>();
+        Some(Json::object([("name", word_of(surface.surface).into()), ("tags", Json::texts(names))]))
+    });
+    let groups = Json::List(groups.collect());
+    Json::object([
+        ("openapi", "3.1.0".into()),
+        (
+            "info",
+            Json::object([
+                ("title", "Paperkey".into()),
+                ("version", version.into()),
+                ("description", INTRODUCTION.into()),
+                ("license", Json::object([("name", "Apache-2.0".into()), ("identifier", "Apache-2.0".into())])),
+            ]),
+        ),
+        ("servers", Json::List(vec![Json::object([("url", public_url.into())])])),
+        ("tags", Json::List(writing.tags.values().flat_map(BTreeMap::values).cloned().collect())),
+        ("x-tagGroups", groups),
+        ("paths", paths),
+        (
+            "components",
+            Json::object([
+                ("securitySchemes", security_schemes()),
+                ("parameters", parameters()),
+                ("headers", headers()),
+                ("responses", writing.answers.responses()),
+                ("examples", writing.answers.examples(contract, public_url)),
+                ("schemas", Json::Object(schemas)),
+            ]),
+        ),
+    ])
+    .written()
+}
+
+/// What a reader should know before all else.
+const INTRODUCTION: &str = "Licenses and API keys, self-hosted.\n\n\
+     The same methods are served over REST, gRPC and gRPC-Web on this address. REST comes in four surfaces, which \
+     differ in the credentials that they take, in the letter case of names, and in the shape of errors. Requests are \
+     read in either letter case, and names that are not known are refused.\n\n\
+     Every error has a [page](/docs/errors/). With `Accept: application/problem+json` errors are told as in RFC 9457 \
+     on every surface.";
+
+/// What the document is made with.
+struct Writing<'c> {
+    contract: &'static Contract,
+    comments: &'c Comments,
+    schemas: Schemas<'c>,
+    answers: Answers,
+    /// The ids of operations that are taken.
+    ids: BTreeSet<String>,
+    /// The tags of each surface, by name.
+    tags: BTreeMap<Surface, BTreeMap<String, Json>>,
+}
+
+/// A method on one of its routes.
+#[derive(Clone, Copy)]
+struct Binding {
+    method: &'static Method,
+    route: &'static Route,
+    surface: &'static SurfaceEntry,
+}
+
+/// The methods of one path, by verb.
+type Verbs = Vec<(Verb, Vec<Binding>)>;
+
+impl Writing<'_> {
+    fn paths(&mut self) -> Json {
+        // Two methods may name the variables of one path differently: the first one's names are shown.
+        let mut paths: Vec<(String, String, Verbs)> = Vec::new();
+        for method in self.contract.methods().iter().filter(|method| method.is_public()) {
+            for route in &method.routes {
+                let Some(surface) = surface_of(self.contract, route) else { continue };
+                let binding = Binding { method, route, surface };
+                let (key, shown) = templates(&binding);
+                let at = paths.iter().position(|(known, _, _)| *known == key).unwrap_or_else(|| {
+                    paths.push((key, shown, Vec::new()));
+                    paths.len() - 1
+                });
+                let verbs = &mut paths[at].2;
+                match verbs.iter_mut().find(|(verb, _)| *verb == route.verb) {
+                    Some((_, bindings)) => bindings.push(binding),
+                    None => verbs.push((route.verb.clone(), vec![binding])),
+                }
+            }
+        }
+        let mut members = Vec::new();
+        for (_, shown, verbs) in paths {
+            let names = names_in(&shown);
+            let mut operations = Vec::new();
+            for (verb, mut bindings) in verbs {
+                // The one that shares the route comes second.
+                bindings.sort_by_key(|binding| binding.method.on_query().is_some());
+                operations.push((verb.as_str().to_ascii_lowercase(), self.operation(&bindings, &names)));
+            }
+            members.push((shown, Json::Object(operations)));
+        }
+        Json::Object(members)
+    }
+
+    /// The operation of the methods that share a route, of which the first is the main one.
+    fn operation(&mut self, bindings: &[Binding], names: &[String]) -> Json {
+        let Some(Binding { method, route, surface }) = bindings.first().copied() else { return Json::Null };
+        let (summary, mut description) = self.words(method);
+        let mut parameters = self.parameters(bindings, names);
+        parameters.extend(header_parameters(method, route, surface));
+        let mut reasons = BTreeSet::new();
+        let mut success = Vec::new();
+        for (at, binding) in bindings.iter().enumerate() {
+            reasons.extend(answers::reasons(binding.method, binding.route, binding.surface));
+            success.extend(self.contents(binding));
+            if at > 0 {
+                let (_, other) = self.words(binding.method);
+                let parameter = binding.method.on_query().unwrap_or_default();
+                description = format!("{description}\n\nWith `{parameter}`: {other}");
+            }
+        }
+        let served: Vec<Caller> = surface.options.callers().filter(|caller| method.serves(*caller)).collect();
+        let mut responses = vec![(method.success_code().to_string(), success_answer(method, success))];
+        responses.extend(self.answers.of(surface, &reasons));
+        let id = self.operation_id(method, surface);
+        let tag = self.tag(method, surface);
+        let mut operation = Json::object([
+            ("operationId", id.into()),
+            ("tags", Json::texts([tag])),
+            ("summary", summary.into()),
+            ("description", format!("{description}\n\n{}", self.access(method, &served)).into()),
+            ("security", self.security(method, surface, &served)),
+        ]);
+        if !parameters.is_empty() {
+            operation = operation.with("parameters", parameters);
+        }
+        if route.body {
+            operation = operation.with("requestBody", self.request_body(method, route, surface));
+        }
+        operation.with("responses", Json::Object(responses)).with("x-paperkey-rpc", method.path.trim_start_matches('/'))
+    }
+
+    /// A short and a long form of what the contract says of a method.
+    fn words(&self, method: &Method) -> (String, String) {
+        let file = method.descriptor.parent_service().parent_file();
+        let said =
+            self.comments.above(file.name(), method.descriptor.path()).unwrap_or_else(|| method.descriptor.name());
+        (first_sentence(said).to_owned(), said.to_owned())
+    }
+
+    /// Who may call, in words.
+    fn access(&self, method: &Method, served: &[Caller]) -> String {
+        let callers: Vec<String> = served
+            .iter()
+            .map(|caller| caller.as_str_name().trim_start_matches("CALLER_").to_ascii_lowercase().replace('_', " "))
+            .collect();
+        let mut said = format!("Callers: {}.", callers.join(", "));
+        if let Some(scope) = method.scope {
+            said = format!("{said} Scope: `{}`.", self.contract.scope_word(scope));
+        }
+        if method.policy.owner_only {
+            said.push_str(" Of a team's members, only Owners.");
+        }
+        said
+    }
+
+    fn operation_id(&mut self, method: &Method, surface: &SurfaceEntry) -> String {
+        let base = format!("{}{}", word_of(surface.surface).to_ascii_lowercase(), method.descriptor.name());
+        let mut id = base.clone();
+        let mut count = 1;
+        while !self.ids.insert(id.clone()) {
+            count += 1;
+            id = format!("{base}{count}");
+        }
+        id
+    }
+
+    /// The tag of a method's service on a surface.
+    fn tag(&mut self, method: &Method, surface: &SurfaceEntry) -> String {
+        let service = method.descriptor.parent_service();
+        let words = spaced(service.name().trim_end_matches("Service"));
+        let name = format!("{}: {words}", word_of(surface.surface));
+        let said = self.comments.above(service.parent_file().name(), service.path()).unwrap_or_default();
+        let tag = Json::object([
+            ("name", name.clone().into()),
+            ("x-displayName", words.into()),
+            ("description", said.into()),
+        ]);
+        self.tags.entry(surface.surface).or_default().insert(name.clone(), tag);
+        name
+    }
+
+    fn security(&self, method: &Method, surface: &SurfaceEntry, served: &[Caller]) -> Json {
+        let scopes: Vec<&str> = method.scope.map(|scope| self.contract.scope_word(scope)).into_iter().collect();
+        let mut schemes = Vec::new();
+        if served.iter().all(|caller| *caller == Caller::Anyone) {
+            return Json::List(Vec::new());
+        }
+        if served.contains(&Caller::Anyone) {
+            schemes.push(Json::object([]));
+        }
+        let mut named = BTreeSet::new();
+        for caller in served {
+            let scheme = match caller {
+                Caller::Account => "Account",
+                Caller::ProductPublicKey => "ProductPublicKey",
+                Caller::ProductSecretKey => "ProductSecretKey",
+                Caller::TeamKey | Caller::FreeKey | Caller::UserToken | Caller::SystemKey => "ApiKey",
+                Caller::Anyone | Caller::Service | Caller::Unspecified => continue,
+            };
+            if named.insert(scheme) {
+                schemes.push(Json::object([(scheme, Json::texts(scopes.clone()))]));
+            }
+        }
+        if surface.options.api_key_header {
+            schemes.push(Json::object([("ProductPublicKeyHeader", Json::texts(scopes))]));
+        }
+        Json::List(schemes)
+    }
+
+    /// What the path and the query give.
+    fn parameters(&mut self, bindings: &[Binding], names: &[String]) -> Vec<Json> {
+        let mut parameters = Vec::new();
+        let mut known: BTreeSet<(String, String)> = BTreeSet::new();
+        for (at, Binding { method, route, surface }) in bindings.iter().copied().enumerate() {
+            let case = surface.options.request_case();
+            let input = method.descriptor.input();
+            let mut add = |place: &str, name: String, schema: Json, required: bool| {
+                if known.insert((place.to_owned(), name.clone())) {
+                    let (schema, said) = without_description(schema);
+                    let mut parameter =
+                        Json::object([("name", name.into()), ("in", place.into()), ("required", required.into())]);
+                    if let Some(said) = said {
+                        parameter = parameter.with("description", said);
+                    }
+                    parameters.push(parameter.with("schema", schema));
+                }
+            };
+            for (variable, name) in route.variables.iter().zip(names) {
+                let Some(field) = input.get_field_by_name(variable) else { continue };
+                add("path", name.clone(), self.schemas.field(&field, case, Way::Request), true);
+            }
+            if route.body {
+                continue;
+            }
+            for field in crate::transcode::in_order_of_declaration(&input) {
+                if route.variables.iter().any(|variable| variable == field.name())
+                    || is_mask(&field)
+                    || !fits_a_query(&field)
+                {
+                    continue;
+                }
+                // What only the second of two methods requires is what it is chosen by.
+                let required = at == 0 && paperkey_proto::rules::demands_of(&field).required;
+                let schema = never_null(self.schemas.field(&field, case, Way::Request));
+                add("query", name_in(case, field.name()), schema, required);
+            }
+        }
+        parameters
+    }
+
+    fn request_body(&mut self, method: &Method, route: &Route, surface: &SurfaceEntry) -> Json {
+        let case = surface.options.request_case();
+        let schema = self.schemas.body(&method.descriptor.input(), case, &route.variables);
+        let required = matches!(&schema, Json::Object(members) if members.iter().any(|(name, _)| name == "required"));
+        let said = match route.verb {
+            Verb::PATCH => "A JSON merge patch (RFC 7396): what is absent stays, null clears.",
+            _ => "Names may come in camelCase and in snake_case.",
+        };
+        Json::object([
+            ("description", format!("{said} At most {} bytes.", method.max_body_bytes()).into()),
+            ("required", required.into()),
+            (
+                "content",
+                Json::object([("application/json", Json::object([("schema", without_description(schema).0)]))]),
+            ),
+        ])
+    }
+
+    /// The forms of the body of success.
+    fn contents(&mut self, binding: &Binding) -> Vec<(String, Json)> {
+        if binding.method.success_code() == 204 {
+            return Vec::new();
+        }
+        if binding.method.answers_with_a_body() {
+            let text = || Json::object([("schema", Json::object([("type", "string".into())]))]);
+            return EXPORTS.into_iter().map(|kind| (kind.to_owned(), text())).collect();
+        }
+        let case = binding.surface.options.response_case();
+        let schema = self.schemas.reference(&binding.method.descriptor.output(), case, Way::Answer);
+        vec![("application/json".to_owned(), Json::object([("schema", schema)]))]
+    }
+}
+
+fn success_answer(method: &Method, contents: Vec<(String, Json)>) -> Json {
+    let said = match method.success_code() {
+        201 => "Created",
+        202 => "Accepted",
+        204 => "Done; there is nothing to tell",
+        _ => "Success",
+    };
+    let mut names = vec!["X-Request-Id"];
+    names.extend(LIMIT_HEADERS);
+    if method.policy.idempotent {
+        names.push("Idempotent-Replayed");
+    }
+    let answer = Json::object([("description", said.into()), ("headers", header_references(&names))]);
+    if contents.is_empty() { answer } else { answer.with("content", Json::Object(contents)) }
+}
+
+/// The path without the names of its variables, and with them in the letter case of the surface.
+fn templates(binding: &Binding) -> (String, String) {
+    let case = binding.surface.options.request_case();
+    let with = |name: &dyn Fn(&str) -> String| {
+        let segments = binding.route.template.split('/').map(|segment| {
+            let variable = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+            variable.map_or_else(|| segment.to_owned(), |variable| format!("{{{}}}", name(variable)))
+        });
+        segments.collect::<Vec<_>>().join("/")
+    };
+    (with(&|_| String::new()), with(&|variable| name_in(case, variable)))
+}
+
+/// The names of the variables of a path.
+fn names_in(path: &str) -> Vec<String> {
+    path.split('/').filter_map(|segment| Some(segment.strip_prefix('{')?.strip_suffix('}')?.to_owned())).collect()
+}
+
+/// The headers that say for which team and mode a call is, and that make it safe to send again.
+fn header_parameters(method: &Method, route: &Route, surface: &SurfaceEntry) -> Vec<Json> {
+    let reference = |name: &str| Json::object([("$ref", format!("#/components/parameters/{name}").into())]);
+    let names_its_own = [Caller::Account, Caller::SystemKey];
+    let chooses = method.policy.tenant() != Tenant::None
+        && surface.options.callers().any(|caller| method.serves(caller) && names_its_own.contains(&caller));
+    let mut parameters = Vec::new();
+    if chooses && !route.variables.iter().any(|variable| variable == "team_id") {
+        parameters.push(reference("Paperkey-Team"));
+    }
+    if chooses {
+        parameters.push(reference("Paperkey-Mode"));
+    }
+    if method.policy.idempotent {
+        parameters.push(reference("Idempotency-Key"));
+    }
+    parameters
+}
+
+fn parameters() -> Json {
+    let header = |name: &str, said: &str, schema: Json| {
+        let parameter = Json::object([
+            ("name", name.into()),
+            ("in", "header".into()),
+            ("required", false.into()),
+            ("description", said.into()),
+            ("schema", schema),
+        ]);
+        (name.to_owned(), parameter)
+    };
+    let text = || Json::object([("type", "string".into())]);
+    Json::Object(vec![
+        header(
+            "Paperkey-Team",
+            "The team that the call is for, such as `team_…`, where the credential belongs to none: of an account by \
+             default its oldest one.",
+            text(),
+        ),
+        header(
+            "Paperkey-Mode",
+            "Whether the call is for live or for test data, where the credential does not say.",
+            text().with("enum", Json::texts(["live", "test"])).with("default", "live"),
+        ),
+        header(
+            "Idempotency-Key",
+            "A text of your own for this request. For 24 hours the same one with the same body gets the stored answer \
+             instead of doing it again.",
+            text(),
+        ),
+    ])
+}
+
+fn headers() -> Json {
+    let header = |name: &str, kind: &str, said: &str| {
+        let schema = Json::object([("type", kind.into())]);
+        (name.to_owned(), Json::object([("description", said.into()), ("schema", schema)]))
+    };
+    Json::Object(vec![
+        header("X-Request-Id", "string", "The id of the request, by which the log knows it."),
+        header("Retry-After", "integer", "The seconds after which the same request may succeed; never too few."),
+        header("WWW-Authenticate", "string", "`Bearer`, with `error=\"invalid_token\"` where a credential was sent."),
+        header("Allow", "string", "The methods that the path takes."),
+        header("X-RateLimit-Limit", "integer", "How many calls the limit allows that is closest to being hit."),
+        header("X-RateLimit-Remaining", "integer", "How many of them are left."),
+        header("X-RateLimit-Reset", "integer", "The Unix second at which the oldest counted call leaves the window."),
+        header("RateLimit-Policy", "string", "The limits that apply, as the IETF's draft for rate limits writes them."),
+        header("RateLimit", "string", "What is left of them, as that draft writes it."),
+        header("Idempotent-Replayed", "string", "`true` where the stored answer of an earlier try is given."),
+    ])
+}
+
+fn header_references(names: &[&str]) -> Json {
+    let reference = |name: &&str| {
+        let to = format!("#/components/headers/{name}");
+        ((*name).to_owned(), Json::object([("$ref", to.into())]))
+    };
+    Json::Object(names.iter().map(reference).collect())
+}
+
+fn security_schemes() -> Json {
+    let bearer =
+        |said: &str| Json::object([("type", "http".into()), ("scheme", "bearer".into()), ("description", said.into())]);
+    Json::object([
+        (
+            "ApiKey",
+            bearer(
+                "A team key (`pk_live_…`, `pk_test_…`, `pb_live_…`, `pb_test_…`), a free key (`pk_free_…`), a user token \
+                 (`po_ut_…`) or the installation's system key (`po_sk_…`).",
+            ),
+        ),
+        ("Account", bearer("The token of an account, from POST /auth/login.").with("bearerFormat", "JWT")),
+        ("ProductSecretKey", bearer("A product's secret key (`sk_…`), for the vendor's own server.")),
+        ("ProductPublicKey", bearer("A product's public key (`pk_…`), which ships in the app.")),
+        (
+            "ProductPublicKeyHeader",
+            Json::object([
+                ("type", "apiKey".into()),
+                ("in", "header".into()),
+                ("name", "x-api-key".into()),
+                ("description", "A product's public key (`pk_…`), in a header of its own.".into()),
+            ]),
+        ),
+    ])
+}
+
+/// `LicenseCheck` as `License check`.
+fn spaced(name: &str) -> String {
+    let mut words = String::new();
+    for (at, character) in name.char_indices() {
+        if at > 0 && character.is_ascii_uppercase() {
+            words.push(' ');
+            words.push(character.to_ascii_lowercase());
+        } else {
+            words.push(character);
+        }
+    }
+    words.replace(" api ", " API ").replace("Api ", "API ")
+}
+
+/// A schema without its description, and that.
+fn without_description(schema: Json) -> (Json, Option<String>) {
+    let Json::Object(members) = schema else { return (schema, None) };
+    let mut said = None;
+    let kept = members.into_iter().filter_map(|(name, value)| match value {
+        Json::Text(text) if name == "description" => {
+            said = Some(text);
+            None
+        }
+        value => Some((name, value)),
+    });
+    let kept = kept.collect();
+    (Json::Object(kept), said)
+}
+
+/// A query has no null: what is absent is left out.
+fn never_null(schema: Json) -> Json {
+    let Json::Object(mut members) = schema else { return schema };
+    for (name, value) in &mut members {
+        match (name.as_str(), value) {
+            ("type", value) => {
+                if let Json::List(types) = value
+                    && let Some(first) = types.first()
+                {
+                    *value = first.clone();
+                }
+            }
+            ("enum", Json::List(words)) => words.retain(|word| *word != Json::Null),
+            _ => {}
+        }
+    }
+    Json::Object(members)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,4 @@
+//! Limits of rates.
+
+mod memory;
+mod suite;
