@@ -1,8 +1,8 @@
 //! gRPC and gRPC-Web: the same methods under the same policy, passed through to the services.
 //!
-//! Messages are not looked into, but for the field that a limit counts by. What the gateway decides, it decides from the path and the metadata; identity that
-//! arrives from outside is dropped, and the gateway's own word is put in its place. Reflection and health are served
-//! here, and know of public services only.
+//! Messages are not looked into, but for the field that a limit counts by and for what an `Idempotency-Key` stands for.
+//! Everything else the gateway decides from the path and the metadata; identity that arrives from outside is dropped, and
+//! the gateway's own word is put in its place. Reflection and health are served here, and know of public services only.
 
 use std::{
     convert::Infallible,
@@ -214,17 +214,16 @@ async fn pass(
             Err(_) if overflow.load(Ordering::Relaxed) => Err(too_large(rpc)),
             Err(_) => Err(Error::malformed("The request was cut off")),
         });
-        let message = frame.as_deref().map_err(|_| ()).and_then(|frame| message_in(frame).map_err(|_| ()));
+        let frame = frame.and_then(|frame| message_in(&frame).map(|_| ()).map(|()| frame));
         if let Some(number) = rpc.rate_field {
+            let message = frame.as_ref().ok().and_then(|frame| frame.get(FRAME_HEADER_BYTES..));
+            let field = message.map(|message| bytes_of(message, number)).transpose();
             // Who cannot be understood is counted by everything else, and refused.
-            let field = message.ok().and_then(|message| bytes_of(message, number).ok().flatten());
-            gateway.gate.count(rpc, field, call).await.map_err(|refusal| *refusal.error)?;
+            let known = field.as_ref().ok().copied().flatten().flatten();
+            gateway.gate.count(rpc, known, call).await.map_err(|refusal| *refusal.error)?;
+            field?;
         }
         let frame = frame?;
-        let message = message_in(&frame)?;
-        if let Some(number) = rpc.rate_field {
-            bytes_of(message, number)?;
-        }
         caller.once = once::of_call(&head.headers, rpc, rpc.api_key_header, call.principal.as_deref(), &frame)
             .map_err(|refusal| *refusal.error)?;
         tonic::body::Body::new(Full::new(frame))

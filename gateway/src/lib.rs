@@ -174,7 +174,6 @@ struct Inner {
     own_services: Rpcs,
     meters: Meters,
     audit: Option<Arc<AuditSink>>,
-    incidents: Option<Arc<Incidents>>,
     call_timeout: Duration,
     grpc_timeout: HeaderValue,
 }
@@ -200,7 +199,7 @@ impl Gateway {
             clock: clock.clone(),
             limits,
             tiers: Arc::clone(&config.tiers),
-            incidents: incidents.clone(),
+            incidents,
             billing_url: config.billing_url.clone(),
         };
         Ok(Self(Arc::new(Inner {
@@ -213,7 +212,6 @@ impl Gateway {
             gate,
             meters,
             audit,
-            incidents,
             signer,
             clock,
             call_timeout,
@@ -330,7 +328,7 @@ impl Inner {
     fn conclude(&self, call: Option<Call>, response: Response<Body>) -> Response<Body> {
         let Some(call) = call.filter(|call| !call.aside) else { return response };
         let status = call.error.map_or_else(|| response.status(), |(_, status)| status);
-        if let (401 | 403 | 429, Some(incidents)) = (status.as_u16(), &self.incidents) {
+        if let (401 | 403 | 429, Some(incidents)) = (status.as_u16(), &self.gate.incidents) {
             incidents.refused(call.principal.as_deref(), call.client);
         }
         call.ends(status);

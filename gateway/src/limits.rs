@@ -219,7 +219,8 @@ impl Limits {
             u64::from(standing.remaining) * u64::from(u32::MAX) / u64::from(standing.requests.max(1))
         };
         let Some(tightest) = standings.iter().min_by_key(|standing| left(standing)) else { return };
-        let reset = self.resets_at_ms(tightest).div_euclid(1_000) + i64::from(self.resets_at_ms(tightest) % 1_000 > 0);
+        let resets_at_ms = self.resets_at_ms(tightest);
+        let reset = resets_at_ms.div_euclid(1_000) + i64::from(resets_at_ms % 1_000 > 0);
         told.tell(LIMIT, HeaderValue::from(tightest.requests));
         told.tell(REMAINING, HeaderValue::from(tightest.remaining));
         told.tell(RESET, HeaderValue::from(reset));

@@ -36,7 +36,11 @@ use paperkey_proto::{
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use crate::{limits::Limits, policy::allowed_from};
+use crate::{
+    doors::{NO_METER, NO_METER_NAMED},
+    limits::Limits,
+    policy::allowed_from,
+};
 
 /// The method that REST reaches without gRPC's framing.
 pub(crate) const VERIFY_KEY: &str = "/paperkey.gateway.v1.KeyVerificationService/VerifyKey";
@@ -136,12 +140,12 @@ impl Verifier {
     fn meter<'r>(&self, caller: &Principal, request: &'r VerifyKeyRequest) -> Result<Option<(&'r str, i64)>, Error> {
         let Some(meter) = request.meter.as_deref() else {
             return match request.cost {
-                Some(_) => Err(Error::field("cost", "is that of a meter, and none is named")),
+                Some(_) => Err(Error::field("cost", NO_METER_NAMED)),
                 None => Ok(None),
             };
         };
-        if !self.tiers.meters().contains(meter) {
-            return Err(Error::field("meter", "must be a meter that a tier gives a quota of, such as renders"));
+        if !self.tiers.has_meter(meter) {
+            return Err(Error::field("meter", NO_METER));
         }
         let cost = request.cost.unwrap_or(1);
         if cost > 0 && !holds(caller, Scope::MetersConsume) {

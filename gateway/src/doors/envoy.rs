@@ -18,12 +18,12 @@ use http::{
 };
 use http_body_util::{BodyExt as _, Full};
 use paperkey_kit::principal::REQUEST_ID_HEADER;
-use paperkey_proto::{Contract, Error, errors::v1::Reason};
+use paperkey_proto::{Error, errors::v1::Reason};
 use parking_lot::Mutex;
 use tonic::{Code, Status};
 use tower::Service as _;
 
-use super::{IDENTITY, MAX_COST, Terms, identity, is_our_word, is_read, judge};
+use super::{COST, IDENTITY, Terms, TermsRead, identity, is_our_word, is_read, judge};
 use crate::{
     Inner,
     call::{Call, Told},
@@ -60,11 +60,6 @@ const MAX_QUESTION_BYTES: usize = 1_024 * 1_024;
 
 /// The frame of an empty message.
 const NO_QUESTION: Bytes = Bytes::from_static(&[0; FRAME_HEADER_BYTES]);
-
-/// The names by which the configuration of a route says what must hold, and what it costs.
-const SCOPE: &str = "scope";
-const METER: &str = "meter";
-const COST: &str = "cost";
 
 /// Answers a call of Envoy's.
 pub(crate) async fn answer(
@@ -204,33 +199,19 @@ impl Door {
 
     /// What the configuration of the route asks for.
     fn terms(&self, said: &HashMap<String, String>) -> Result<Terms, Error> {
-        let mut terms = Terms::default();
-        let mut cost = None;
         let wrong = |name: &str, what: &str| Error::field(format!("context_extensions.{name}"), what);
+        let mut terms = TermsRead::default();
         for (name, value) in said {
-            match name.as_str() {
-                SCOPE => {
-                    let known = Contract::get().scope_named(value);
-                    terms.scope = Some(known.ok_or_else(|| wrong(name, "must be a scope, such as licenses:read"))?);
-                }
-                METER if self.gateway.config.tiers.meters().contains(value.as_str()) => {
-                    terms.meter = Some((value.clone(), 1));
-                }
-                METER => return Err(wrong(name, "must be a meter that a tier gives a quota of, such as renders")),
-                COST => {
-                    let units = value.parse().ok().filter(|units| (0..=MAX_COST).contains(units));
-                    cost = Some(units.ok_or_else(|| wrong(name, "must be a number of units from 0 to 1000000000"))?);
-                }
-                // A name that is not understood may be a check that somebody relies on.
-                _ => return Err(wrong(name, "is not known: there are scope, meter and cost")),
+            // A name that is not understood may be a check that somebody relies on.
+            if !TermsRead::knows(name) {
+                return Err(wrong(name, "is not known: there are scope, meter and cost"));
             }
+            terms.read(name, value, &self.gateway.config.tiers).map_err(|what| wrong(name, what))?;
         }
-        match (&mut terms.meter, cost) {
-            (Some((_, units)), Some(cost)) => *units = cost,
-            (None, Some(_)) => return Err(wrong(COST, "is that of a meter, and none is named")),
-            (_, None) => {}
+        match terms.fault_of_cost() {
+            Some(what) => Err(wrong(COST, what)),
+            None => Ok(terms.terms()),
         }
-        Ok(terms)
     }
 }
 

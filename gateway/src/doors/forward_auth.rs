@@ -11,9 +11,9 @@ use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, request::Parts as Head};
 use paperkey_kit::config::Tiers;
-use paperkey_proto::{Contract, Error, errors::v1::Reason};
+use paperkey_proto::{Error, errors::v1::Reason};
 
-use super::{MAX_COST, Terms, identity, is_read, judge};
+use super::{COST, Terms, TermsRead, identity, is_read, judge};
 use crate::{
     Inner,
     body::Body,
@@ -34,6 +34,9 @@ const VERB_HEADERS: [&str; 2] = ["x-forwarded-method", "x-original-method"];
 
 /// Where proxies say what they were called for.
 const URI_HEADERS: [&str; 3] = ["x-forwarded-uri", "x-original-uri", "x-original-url"];
+
+/// The name by which a proxy says that it can carry only 401 and 403.
+const DENY: &str = "deny";
 
 /// The longest name of a query that is repeated to the caller.
 const MAX_ECHO_CHARS: usize = 64;
@@ -92,7 +95,7 @@ impl Question {
     /// What was understood, and what was not.
     fn read(query: Option<&str>, tiers: &Tiers) -> (Self, Option<Error>) {
         let mut question = Self::default();
-        let (mut meter, mut cost) = (None, None);
+        let mut terms = TermsRead::default();
         let mut fault: Option<Error> = None;
         let mut blame = |name: &str, wrong: &'static str| {
             let error = fault.take().unwrap_or_else(|| Error::new(Reason::ValidationFailed));
@@ -103,27 +106,16 @@ impl Question {
             let name = percent_decoded(raw, true).unwrap_or_else(|| raw.into());
             let value = percent_decoded(value, true);
             let wrong = match (&*name, value.as_deref()) {
-                (known @ ("scope" | "meter" | "cost" | "deny"), _) if seen.contains(&known.to_owned()) => {
+                (known, _) if seen.iter().any(|other| other == known) && (known == DENY || TermsRead::knows(known)) => {
                     Some("is there twice")
                 }
-                ("scope", Some(word)) => {
-                    question.terms.scope = Contract::get().scope_named(word);
-                    question.terms.scope.is_none().then_some("must be a scope, such as licenses:read")
-                }
-                ("meter", Some(word)) => {
-                    meter = Some(word.to_owned()).filter(|word| tiers.meters().contains(word.as_str()));
-                    meter.is_none().then_some("must be a meter that a tier gives a quota of, such as renders")
-                }
-                ("cost", Some(units)) => {
-                    cost = units.parse().ok().filter(|units| (0..=MAX_COST).contains(units));
-                    cost.is_none().then_some("must be a number of units from 0 to 1000000000")
-                }
-                ("deny", Some("403")) => {
+                (known, Some(value)) if TermsRead::knows(known) => terms.read(known, value, tiers).err(),
+                (known, None) if TermsRead::knows(known) => Some("must be valid UTF-8, percent-encoded"),
+                (DENY, Some("403")) => {
                     question.deny = true;
                     None
                 }
-                ("deny", _) => Some("must be 403"),
-                ("scope" | "meter" | "cost", None) => Some("must be valid UTF-8, percent-encoded"),
+                (DENY, _) => Some("must be 403"),
                 _ => Some("unknown query parameter"),
             };
             if let Some(wrong) = wrong {
@@ -131,10 +123,10 @@ impl Question {
             }
             seen.push(name.into_owned());
         }
-        if cost.is_some() && !seen.iter().any(|name| name == "meter") {
-            blame("cost", "is that of a meter, and none is named");
+        if let Some(wrong) = terms.fault_of_cost() {
+            blame(COST, wrong);
         }
-        question.terms.meter = meter.map(|meter| (meter, cost.unwrap_or(1)));
+        question.terms = terms.terms();
         (question, fault)
     }
 }

@@ -18,6 +18,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, Response};
 use paperkey_kit::{
+    config::Tiers,
     meters::Taken,
     policy::{holds, role_allows},
     principal::mode_word,
@@ -152,12 +153,68 @@ fn is_our_word(name: &str) -> bool {
 /// Units of one call at most.
 const MAX_COST: i64 = 1_000_000_000;
 
+/// What is wrong with the name of a meter that there is none of.
+pub(crate) const NO_METER: &str = "must be a meter that a tier gives a quota of, such as renders";
+/// What is wrong with a number of units without a meter.
+pub(crate) const NO_METER_NAMED: &str = "is that of a meter, and none is named";
+
 /// What must hold for whoever comes through, and what it costs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Terms {
     pub(crate) scope: Option<Scope>,
     /// The meter that units are taken of, and how many.
     pub(crate) meter: Option<(String, i64)>,
+}
+
+/// The names by which a question or a route says its terms.
+const SCOPE: &str = "scope";
+const METER: &str = "meter";
+const COST: &str = "cost";
+
+/// Terms that are being read.
+#[derive(Debug, Default)]
+struct TermsRead {
+    scope: Option<Scope>,
+    meter: Option<String>,
+    cost: Option<i64>,
+    /// Whether a meter was named, be there one of that name or not.
+    names_meter: bool,
+}
+
+impl TermsRead {
+    /// Whether it is one of the names of terms.
+    fn knows(name: &str) -> bool {
+        [SCOPE, METER, COST].contains(&name)
+    }
+
+    /// Reads what is said under one of the names, or says what is wrong with it.
+    fn read(&mut self, name: &str, value: &str, tiers: &Tiers) -> Result<(), &'static str> {
+        match name {
+            SCOPE => {
+                self.scope = Contract::get().scope_named(value);
+                self.scope.map(|_| ()).ok_or("must be a scope, such as licenses:read")
+            }
+            METER => {
+                self.names_meter = true;
+                self.meter = Some(value.to_owned()).filter(|meter| tiers.has_meter(meter));
+                self.meter.as_ref().map(|_| ()).ok_or(NO_METER)
+            }
+            _ => {
+                self.cost = value.parse().ok().filter(|units| (0..=MAX_COST).contains(units));
+                self.cost.map(|_| ()).ok_or("must be a number of units from 0 to 1000000000")
+            }
+        }
+    }
+
+    /// What is wrong with the cost, now that everything was read.
+    fn fault_of_cost(&self) -> Option<&'static str> {
+        (self.cost.is_some() && !self.names_meter).then_some(NO_METER_NAMED)
+    }
+
+    fn terms(self) -> Terms {
+        let cost = self.cost.unwrap_or(1);
+        Terms { scope: self.scope, meter: self.meter.map(|meter| (meter, cost)) }
+    }
 }
 
 /// Identifies whoever sent these headers, and lets them pass or not. Nobody in particular is refused here.

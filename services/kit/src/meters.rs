@@ -83,24 +83,27 @@ impl Meters {
         })
     }
 
-    /// Gives units back that did no good. If this fails they stay taken, which is on the safe side.
+    /// Gives units back that did no good. What auth does not take back at once is tried again without being waited for;
+    /// if that fails too they stay taken, which is on the safe side.
     pub async fn give_back(&self, taken: &Taken) {
-        self.refund(taken.consume_id.clone()).await;
+        let mut unsure = Unsure { meters: Some(self.clone()), consume_id: taken.consume_id.clone() };
+        if self.refund(&taken.consume_id).await {
+            unsure.meters = None;
+        }
     }
 
-    async fn refund(&self, consume_id: String) {
-        for _ in 0..REFUND_TRIES {
-            let request = RefundUnitsRequest { consume_id: consume_id.clone() };
-            match self.client.clone().refund_units(request).await {
-                Ok(_) => return,
-                Err(status) => tracing::warn!(code = ?status.code(), "units could not be given back yet"),
-            }
-            tokio::time::sleep(REFUND_PAUSE).await;
+    /// Whether auth knows now that the units are not wanted.
+    async fn refund(&self, consume_id: &str) -> bool {
+        let request = RefundUnitsRequest { consume_id: consume_id.to_owned() };
+        let told = self.client.clone().refund_units(request).await;
+        if let Err(status) = &told {
+            tracing::warn!(code = ?status.code(), "units could not be given back yet");
         }
+        told.is_ok()
     }
 }
 
-/// Units of which nobody knows whether they were taken.
+/// Units of which nobody knows whether they are taken, and which nobody wants.
 struct Unsure {
     /// None once that is known, or where nothing is counted.
     meters: Option<Meters>,
@@ -113,7 +116,14 @@ impl Drop for Unsure {
         let consume_id = std::mem::take(&mut self.consume_id);
         // What was not taken yet cannot be taken any more after this. Outside of a runtime there is nobody to tell.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { meters.refund(consume_id).await });
+            runtime.spawn(async move {
+                for _ in 0..REFUND_TRIES {
+                    if meters.refund(&consume_id).await {
+                        return;
+                    }
+                    tokio::time::sleep(REFUND_PAUSE).await;
+                }
+            });
         }
     }
 }

@@ -175,6 +175,11 @@ impl Tiers {
         self.0.iter().map(|(name, tier)| (name.as_str(), tier))
     }
 
+    /// Whether any tier names a meter.
+    pub fn has_meter(&self, word: &str) -> bool {
+        self.0.values().any(|tier| tier.quota.contains_key(word))
+    }
+
     /// All meters that any tier names.
     pub fn meters(&self) -> BTreeSet<&str> {
         self.0.values().flat_map(|tier| tier.quota.keys().map(String::as_str)).collect()

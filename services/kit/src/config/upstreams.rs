@@ -68,7 +68,6 @@ impl Upstream {
 
 /// Everything that is wrong with the upstreams of a configuration.
 pub fn problems(upstreams: &[Upstream], tiers: &Tiers) -> Vec<String> {
-    let meters = tiers.meters();
     let mut problems = Vec::new();
     for (index, upstream) in upstreams.iter().enumerate() {
         let mut require = |holds: bool, problem: &str| {
@@ -101,7 +100,7 @@ pub fn problems(upstreams: &[Upstream], tiers: &Tiers) -> Vec<String> {
             "scope is not known: scopes are words such as licenses:read",
         );
         require(
-            upstream.meter.as_deref().is_none_or(|meter| meters.contains(meter)),
+            upstream.meter.as_deref().is_none_or(|meter| tiers.has_meter(meter)),
             "meter is named by no tier: a meter is one that any [tiers.<name>] gives a quota of",
         );
         require((0..=1_000_000_000).contains(&upstream.cost), "cost must be between 0 and 1000000000");

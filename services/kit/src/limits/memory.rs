@@ -128,36 +128,11 @@ impl MemoryLimiter {
         self.lock(claim.subject).place(claim, now_us).counted
     }
 
-    /// Enters a call without judging it, which somebody else has done, and answers the id by which it can be removed. The
-    /// time is one of [`Clock::boot_us`]; one before the subject's last call is taken for that of the last call. Beyond
-    /// twice the claim's limit the oldest calls are forgotten.
-    pub fn enter(&self, claim: &Claim, now_us: u64) -> u64 {
-        let mut shard = self.lock(claim.subject);
-        let (id, forgotten) = shard.enter(claim, now_us, self.most, &[]);
-        drop(shard);
-        self.tell_of_forgotten(forgotten.into());
-        id
-    }
-
     /// Removes an entry, if it is still there.
-    pub fn remove(&self, subject: Subject, id: u64) {
+    fn remove(&self, subject: Subject, id: u64) {
         if let Some(window) = self.lock(subject).find_mut(subject) {
             window.remove(id);
         }
-    }
-
-    /// All calls that count, each subject's with the length of its window as it was last claimed: their times, oldest
-    /// first, on [`Clock::boot_us`]. One shard after the other, so it is no single moment, and holds up nobody for long.
-    pub fn entries(&self) -> impl Iterator<Item = (Subject, Duration, Vec<u64>)> {
-        self.shards.iter().flat_map(|shard| {
-            let shard = shard.0.lock();
-            let now_us = self.clock.boot_us();
-            let of = |known: &Known| {
-                let times = known.window.times(now_us);
-                (known.subject, Duration::from_micros(known.window.length_us()), times)
-            };
-            shard.table.iter().map(of).filter(|(_, _, times)| !times.is_empty()).collect::<Vec<_>>()
-        })
     }
 
     /// How many subjects are known, those included whose calls no longer count and who are still to be dropped.
@@ -469,30 +444,6 @@ mod tests {
         }
         assert!(passes(&limiter, &[claim(subject(9, 5), 1)]));
         assert!(limiter.subjects() <= 4);
-    }
-
-    #[test]
-    fn what_was_entered_without_judging_counts_and_can_be_listed_and_removed() {
-        let (limiter, hand) = bounded(SUBJECTS_A_SHARD);
-        let (one, other) = (claim(subject(1, 1), 2), claim(subject(200, 2), 9));
-        let now_us = limiter.clock.boot_us();
-        let id = limiter.enter(&one, now_us);
-        limiter.enter(&one, now_us);
-        limiter.enter(&other, now_us + 1);
-        assert_eq!((limiter.count(&one, now_us), limiter.count(&other, now_us + 1)), (2, 1));
-        assert!(!passes(&limiter, &[other, one]));
-        // Fewer calls than were configured: the share of one gateway of nine.
-        assert!(!passes(&limiter, &[Claim { requests: 1, ..other }]));
-        let mut entries: Vec<_> = limiter.entries().collect();
-        entries.sort_by_key(|(subject, _, _)| *subject);
-        let expected = [(one.subject, WINDOW, vec![now_us, now_us]), (other.subject, WINDOW, vec![now_us + 1])];
-        assert_eq!(entries, expected);
-        limiter.remove(one.subject, id);
-        limiter.remove(subject(1, 77), id);
-        assert_eq!(limiter.count(&one, now_us), 1);
-        assert!(passes(&limiter, &[one]));
-        hand.advance_ms(WINDOW_MS);
-        assert_eq!(limiter.entries().count(), 1, "the other one came a microsecond later");
     }
 
     #[test]

@@ -128,6 +128,7 @@ impl Window {
     }
 
     /// The calls that still count by the length of the last one.
+    #[cfg(test)]
     pub(super) fn times(&self, now_us: u64) -> Vec<u64> {
         (self.gone(self.length_us, now_us)..self.len()).filter_map(|index| self.at(index)).collect()
     }
