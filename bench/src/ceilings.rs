@@ -1,4 +1,5 @@
-//! The ceilings: the least that an axum and a tonic server do for a call. Each runs in a process of its own.
+//! The ceilings: the least that an axum and a tonic server do for a call; and the sink of deliveries. Each runs in a
+//! process of its own.
 
 use std::{
     convert::Infallible,
@@ -6,15 +7,22 @@ use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use axum::{Json, Router, routing::post};
+use bytes::Bytes;
 use clap::ValueEnum;
 use hdrhistogram::Histogram;
 use http::{Request, Response, uri::PathAndQuery};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -40,6 +48,8 @@ pub(crate) enum Ceiling {
     Axum,
     /// Protobuf in, protobuf out, over HTTP/2.
     Tonic,
+    /// Takes deliveries, counts them, and says nothing.
+    Sink,
 }
 
 /// A ceiling in its own process, ended when dropped.
@@ -102,8 +112,50 @@ pub(crate) async fn serve(ceiling: Ceiling) -> Result<()> {
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             Server::builder().add_service(EchoService).serve_with_incoming(incoming).await?;
         }
+        Ceiling::Sink => sink(listener).await?,
     }
     Ok(())
+}
+
+/// What a sink knows of what has arrived.
+#[derive(Default)]
+struct Arrived {
+    probes: AtomicU64,
+    hooks: AtomicU64,
+    /// The first body.
+    body: OnceLock<Bytes>,
+}
+
+async fn sink(listener: TcpListener) -> Result<()> {
+    let arrived = Arc::new(Arrived::default());
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let arrived = Arc::clone(&arrived);
+        let service = service_fn(move |request| take(request, Arc::clone(&arrived)));
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    }
+}
+
+async fn take(
+    request: Request<Incoming>,
+    arrived: Arc<Arrived>,
+) -> std::result::Result<Response<Full<Bytes>>, hyper::Error> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let count = |of: &AtomicU64| Bytes::from(of.load(Ordering::SeqCst).to_string());
+    let answer = match head.uri.path() {
+        "/count/probe" => count(&arrived.probes),
+        "/count/hook" => count(&arrived.hooks),
+        "/body" => arrived.body.get().cloned().unwrap_or_default(),
+        path => {
+            let of = if path == "/probe" { &arrived.probes } else { &arrived.hooks };
+            arrived.body.get_or_init(|| body);
+            of.fetch_add(1, Ordering::SeqCst);
+            Bytes::new()
+        }
+    };
+    Ok(Response::new(Full::new(answer)))
 }
 
 #[derive(Clone, Copy)]

@@ -151,7 +151,7 @@ impl Load {
 }
 
 /// User and system time of the processes so far.
-fn cpu_us(pids: &[u32]) -> Result<u64> {
+pub(crate) fn cpu_us(pids: &[u32]) -> Result<u64> {
     let mut total = 0;
     for pid in pids {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;

@@ -5,6 +5,7 @@
 //! processes, and is the figure to compare. Everything runs over loopback against the release build.
 
 mod ceilings;
+mod deliveries;
 mod load;
 mod peers;
 mod report;
@@ -44,7 +45,7 @@ enum Command {
         /// The product's binary
         #[arg(long, default_value = "target/release/paperkey")]
         binary: PathBuf,
-        /// Measure only rows whose names hold this, beside the first
+        /// Measure only rows whose names hold this, beside the first; or `webhooks`: only what deliveries cost
         #[arg(long)]
         only: Option<String>,
         /// Also put the table into this file, in the place of the one before
@@ -54,7 +55,7 @@ enum Command {
     /// Serve one of the ceilings, for `run`
     #[command(hide = true)]
     Serve {
-        /// axum or tonic
+        /// axum, tonic or sink
         ceiling: ceilings::Ceiling,
     },
 }
@@ -63,6 +64,8 @@ enum Command {
 const CONNECTIONS: usize = 64;
 /// Connections of a measurement of durable writes: enough for a group to form.
 const WRITERS: usize = 64;
+/// What `--only` says for deliveries.
+const WEBHOOKS: &str = "webhooks";
 /// Licences that validations go round.
 const LICENSES: usize = 100;
 
@@ -71,7 +74,15 @@ async fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Serve { ceiling } => ceilings::serve(ceiling).await,
         Command::Run { seconds, binary, only, write } => {
-            run(Duration::from_secs(seconds), &binary, only.as_deref().unwrap_or_default(), write).await
+            let span = Duration::from_secs(seconds);
+            if only.as_deref() == Some(WEBHOOKS) {
+                return deliveries::run(span, &binary, write).await;
+            }
+            run(span, &binary, only.as_deref().unwrap_or_default(), write.clone()).await?;
+            if only.is_none() {
+                deliveries::run(span, &binary, write).await?;
+            }
+            Ok(())
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::{Method, Request, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -34,6 +34,22 @@ pub(crate) enum Layout {
     Processes,
 }
 
+/// Where the product keeps its data.
+#[derive(Clone, Debug)]
+pub(crate) enum Storage {
+    /// In its folder.
+    Sqlite,
+    /// On an empty database of a server, whose process is known where it was started for this.
+    Postgres { url: String, pid: Option<u32> },
+}
+
+/// Keys of an installation that lives for a measurement.
+const KEYS: [(&str, &str); 3] = [
+    ("PAPERKEY__SECRETS__MASTER_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
+    ("PAPERKEY__SECRETS__PEPPER", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="),
+    ("PAPERKEY__SECRETS__SIGNING_KEY", "QEFCQ0RFRkdISUpLTE1OT1BRUlNUVVZXWFlaW1xdXl8="),
+];
+
 /// A running product, ended when dropped.
 pub(crate) struct Installation {
     children: Vec<Child>,
@@ -43,6 +59,8 @@ pub(crate) struct Installation {
 
 /// What a vendor has after setting up.
 pub(crate) struct Vendor {
+    pub(crate) token: String,
+    pub(crate) product_id: String,
     pub(crate) public_key: String,
     pub(crate) license_keys: Vec<String>,
     pub(crate) unlimited_key: String,
@@ -52,6 +70,32 @@ pub(crate) struct Vendor {
 
 impl Installation {
     pub(crate) async fn start(binary: &Path, layout: Layout) -> Result<Self> {
+        Self::launch(binary, layout, &[]).await
+    }
+
+    /// All in one, on a storage and with settings of one's own.
+    pub(crate) async fn start_with(
+        binary: &Path,
+        storage: &Storage,
+        settings: &[(&'static str, String)],
+    ) -> Result<Self> {
+        let mut environment = settings.to_vec();
+        if let Storage::Postgres { url, .. } = storage {
+            environment.push(("PAPERKEY__DATABASE__URL", url.clone()));
+            environment.extend(KEYS.map(|(name, key)| (name, key.to_owned())));
+            let migrated = Command::new(binary)
+                .args(["migrate", "up"])
+                .envs(environment.iter().map(|(name, value)| (name, value)))
+                .stdout(Stdio::null())
+                .status()?;
+            if !migrated.success() {
+                return Err("the schema could not be made".into());
+            }
+        }
+        Self::launch(binary, Layout::AllInOne, &environment).await
+    }
+
+    async fn launch(binary: &Path, layout: Layout, environment: &[(&'static str, String)]) -> Result<Self> {
         let data = tempfile::Builder::new().prefix("paperkey-bench-").tempdir()?;
         let parts: &[&str] = match layout {
             Layout::AllInOne => &["serve"],
@@ -70,6 +114,7 @@ impl Installation {
                 .env("PAPERKEY__TELEMETRY__LOG_LEVEL", "warn")
                 .env("PAPERKEY__LIMITS", LIMITS)
                 .env("PAPERKEY__TIERS", TIERS)
+                .envs(environment.iter().map(|(name, value)| (name, value)))
                 .stdout(Stdio::null());
             if layout == Layout::Processes {
                 for (service, address) in parts.iter().zip(&addresses).filter(|(service, _)| **service != "gateway") {
@@ -107,15 +152,24 @@ impl Installation {
             team_key: text(&registered, "/liveKey")?,
             free_key: text(&registered, "/freeKey")?,
             unlimited_key: text(&self.post("/licenses", Some(&token), &unlimited).await?, "/key")?,
+            token,
+            product_id,
         })
     }
 
-    async fn post(&self, path: &str, token: Option<&str>, body: &Value) -> Result<Value> {
+    pub(crate) async fn post(&self, path: &str, token: Option<&str>, body: &Value) -> Result<Value> {
+        self.call(Method::POST, path, token, body).await
+    }
+
+    pub(crate) async fn call(&self, verb: Method, path: &str, token: Option<&str>, body: &Value) -> Result<Value> {
         let stream = TcpStream::connect(self.address).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
-        let mut request =
-            Request::post(path).header(header::HOST, "localhost").header(header::CONTENT_TYPE, "application/json");
+        let mut request = Request::builder()
+            .method(verb)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json");
         if let Some(token) = token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -140,7 +194,7 @@ impl Drop for Installation {
     }
 }
 
-fn text(value: &Value, pointer: &str) -> Result<String> {
+pub(crate) fn text(value: &Value, pointer: &str) -> Result<String> {
     let found = value.pointer(pointer).and_then(Value::as_str);
     Ok(found.ok_or_else(|| format!("the answer has no {pointer}"))?.to_owned())
 }

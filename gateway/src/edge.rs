@@ -89,19 +89,23 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
         || (!kind.is_empty() && suffix.is_some_and(|suffix| subtype.len() > 5 && suffix.eq_ignore_ascii_case("+json")))
 }
 
+/// Refuses a body that says of itself that it is too large.
+pub(crate) fn must_fit(headers: &HeaderMap, max_bytes: usize) -> Result<(), Error> {
+    let declared = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > max_bytes as u64) { Err(too_large(max_bytes)) } else { Ok(()) }
+}
+
+/// Refuses a body that is too large.
+pub(crate) fn too_large(max_bytes: usize) -> Error {
+    Error::new(Reason::BodyTooLarge).with_message(format!("The request body is larger than {max_bytes} bytes"))
+}
+
 /// Reads a body up to a bound, whatever its length says of itself.
 pub(crate) async fn read_body<B>(headers: &HeaderMap, body: B, max_bytes: usize) -> Result<Bytes, Error>
 where
     B: http_body::Body<Data = Bytes>,
 {
-    let too_large = || {
-        let reason = Error::new(Reason::BodyTooLarge);
-        reason.with_message(format!("The request body is larger than {max_bytes} bytes"))
-    };
-    let declared = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > max_bytes as u64) {
-        return Err(too_large());
-    }
+    must_fit(headers, max_bytes)?;
     let mut body = std::pin::pin!(body);
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
@@ -109,7 +113,7 @@ where
         let frame = frame.map_err(|_| Error::malformed("The request body was cut off"))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + rest.len() + data.len() > max_bytes {
-            return Err(too_large());
+            return Err(too_large(max_bytes));
         }
         if first.is_empty() && rest.is_empty() {
             first = data;

@@ -38,9 +38,10 @@ use tower::{Layer as _, Service as _, service_fn};
 use crate::{
     GatewayError, Inner,
     call::Call,
-    once,
+    edge, once,
     policy::Arrival,
-    table::{Rpc, Table},
+    streams::{self, Holder},
+    table::{Answers, Table},
     transcode::{FRAME_HEADER_BYTES, bytes_of, message_in},
 };
 
@@ -195,6 +196,8 @@ async fn pass(
         Arrival { rpc, accepted: rpc.accepted, api_key_header: rpc.api_key_header, team: None, headers: &head.headers };
     gateway.must_be_seen(call).await?;
     gateway.gate.admit(&arrival, call).await.map_err(|refusal| *refusal.error)?;
+    once::must_not_be_asked_for(&head.headers, rpc)?;
+    let holder = if rpc.is_stream() { Holder::of(&gateway.gate, &arrival, call)? } else { None };
 
     let timeout = asked_timeout(&head.headers).map_or(gateway.call_timeout, |asked| asked.min(gateway.call_timeout));
     let overflow = Arc::new(AtomicBool::new(false));
@@ -211,7 +214,7 @@ async fn pass(
         let read = tokio::time::timeout(timeout, body.collect()).await.map_err(|_| Error::new(Reason::Deadline));
         let frame = read.and_then(|read| match read {
             Ok(read) => Ok(read.to_bytes()),
-            Err(_) if overflow.load(Ordering::Relaxed) => Err(too_large(rpc)),
+            Err(_) if overflow.load(Ordering::Relaxed) => Err(edge::too_large(rpc.max_body_bytes)),
             Err(_) => Err(Error::malformed("The request was cut off")),
         });
         let frame = frame.and_then(|frame| message_in(&frame).map(|_| ()).map(|()| frame));
@@ -240,7 +243,7 @@ async fn pass(
     let answer = rpc.channel.call_as(caller, &gateway.signer, Request::from_parts(head, body));
     let answer = tokio::time::timeout(timeout, answer).await.map_err(|_| Error::new(Reason::Deadline))?;
     if overflow.load(Ordering::Relaxed) {
-        return Err(too_large(rpc));
+        return Err(edge::too_large(rpc.max_body_bytes));
     }
     let response = answer.map_err(|status| Error::from_status(&status))?;
     if let Some(status) = Status::from_header_map(response.headers())
@@ -252,13 +255,11 @@ async fn pass(
             return Err(error);
         }
         call.failed(&error);
+    } else if rpc.is_stream() {
+        let shutdown = gateway.shutdown.clone().filter(|_| rpc.answers == Answers::Lines);
+        return Ok(response.map(|body| streams::ended_with(body, holder, shutdown, true)));
     }
     Ok(response)
-}
-
-fn too_large(rpc: &Rpc) -> Error {
-    let message = format!("The request body is larger than {} bytes", rpc.max_body_bytes);
-    Error::new(Reason::BodyTooLarge).with_message(message)
 }
 
 /// Takes out what is not for services: identity that did not come from us, credentials, and what belongs to one

@@ -26,6 +26,7 @@ mod pieces;
 mod policy;
 mod rest;
 mod samples;
+mod streams;
 mod table;
 pub mod transcode;
 mod verify;
@@ -51,6 +52,7 @@ use paperkey_kit::{
     policy::Guarded,
     principal::{REQUEST_ID_HEADER, Signer},
     service::Rpcs,
+    shutdown::Shutdown,
 };
 use paperkey_proto::{
     Contract, Error, errors::v1::Reason, gateway::v1::key_verification_service_server::KeyVerificationServiceServer,
@@ -116,6 +118,8 @@ pub struct GatewayDeps {
     pub audit: Option<Arc<AuditSink>>,
     /// Where it is told what teams should know of.
     pub incidents: Option<Arc<Incidents>>,
+    /// Tells it of the end of the process, at which streams end. Without it they end with their connections.
+    pub shutdown: Option<Shutdown>,
 }
 
 impl std::fmt::Debug for GatewayDeps {
@@ -133,9 +137,6 @@ pub enum GatewayError {
     /// A path or template of the contract cannot be routed.
     #[error("{0} cannot be routed")]
     Path(String),
-    /// A method streams and has a REST route.
-    #[error("{0} streams, and so cannot have a REST route")]
-    StreamingRoute(String),
     /// A message has no form in JSON.
     #[error(transparent)]
     Message(#[from] Unspeakable),
@@ -174,6 +175,7 @@ struct Inner {
     own_services: Rpcs,
     meters: Meters,
     audit: Option<Arc<AuditSink>>,
+    shutdown: Option<Shutdown>,
     call_timeout: Duration,
     grpc_timeout: HeaderValue,
 }
@@ -181,7 +183,8 @@ struct Inner {
 impl Gateway {
     /// A gateway. Fails where a public method could not be served, or would be served without limit.
     pub fn new(mut config: GatewayConfig, deps: GatewayDeps) -> Result<Self, GatewayError> {
-        let GatewayDeps { channels, authenticator, signer, clock, limiter, subjects, audit, incidents } = deps;
+        let GatewayDeps { channels, authenticator, signer, clock, limiter, subjects, audit, incidents, shutdown } =
+            deps;
         let contract = Contract::get();
         config.public_url.truncate(config.public_url.trim_end_matches('/').len());
         let auth = channels.get("auth").ok_or_else(|| GatewayError::NoChannel("auth".to_owned()))?;
@@ -212,6 +215,7 @@ impl Gateway {
             gate,
             meters,
             audit,
+            shutdown,
             signer,
             clock,
             call_timeout,

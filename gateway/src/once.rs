@@ -40,6 +40,15 @@ pub(crate) fn is_asked_for(headers: &HeaderMap, rpc: &Rpc) -> bool {
     rpc.method.policy.idempotent && headers.contains_key(HEADER)
 }
 
+/// Refuses a key where a body is streamed: it is not kept, so that a repetition would take effect again, and whoever
+/// sends a key counts on the contrary.
+pub(crate) fn must_not_be_asked_for(headers: &HeaderMap, rpc: &Rpc) -> Result<(), Error> {
+    if rpc.body_field.is_some() && headers.contains_key(HEADER) {
+        return Err(Error::field(SHOWN, "must be left out where the body is a file: a repetition takes effect again"));
+    }
+    Ok(())
+}
+
 /// What tells a repetition of a call, if its caller wants it to take effect once and the method can do that. The frame
 /// is that of the request as it goes to the service.
 pub(crate) fn of_call(

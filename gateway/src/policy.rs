@@ -146,7 +146,7 @@ impl Gate {
     }
 
     /// Whether the team's tier includes what the call needs. The API itself is needed by every key.
-    fn included(&self, principal: &Principal, feature: Feature) -> Result<(), Error> {
+    pub(crate) fn included(&self, principal: &Principal, feature: Feature) -> Result<(), Error> {
         let kind = principal.kind();
         if principal.team_id.is_empty() || matches!(kind, Caller::FreeKey | Caller::SystemKey) {
             return Ok(());

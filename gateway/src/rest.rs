@@ -3,7 +3,10 @@
 //! Policy stands before the body, so that a stranger learns nothing of what a request should look like, and a body is
 //! read only for those who may send it.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -22,8 +25,10 @@ use crate::{
     call::Call,
     edge,
     envelope::{Refusal, Teller, asks_for_problem},
-    once, pieces,
+    once,
+    pieces::{self, Upload},
     policy::Arrival,
+    streams::{self, Holder},
     table::{Answers, Found, MAX_VARIABLES, RestRoute, Rpc},
     transcode::{FRAME_HEADER_BYTES, Parts, bytes_of},
 };
@@ -31,13 +36,16 @@ use crate::{
 /// The longest answer that is taken from a service.
 const MAX_ANSWER_BYTES: usize = 16 * 1_024 * 1_024;
 
+/// How many times as long as a call a piece of the report on a file may take, to come and to be taken.
+const SLOWNESS: u32 = 10;
+
 /// Says that an answer was given before.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// Answers a REST request.
 pub(crate) async fn answer<B>(gateway: &Inner, head: Head, body: B, call: &mut Call) -> Response<Body>
 where
-    B: http_body::Body<Data = Bytes>,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
 {
     let path = head.uri.path();
     let found = gateway.table.find(&head.method, path, head.uri.query());
@@ -111,7 +119,7 @@ async fn serve<B>(
     call: &mut Call,
 ) -> Result<Response<Body>, Refusal>
 where
-    B: http_body::Body<Data = Bytes>,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
 {
     let rpc = &route.rpc;
     let options = &route.surface.options;
@@ -123,6 +131,9 @@ where
         Arrival { rpc, accepted: route.accepted, api_key_header: options.api_key_header, team, headers: &head.headers };
     gateway.must_be_seen(call).await?;
     gateway.gate.admit(&arrival, call).await?;
+    if rpc.is_stream() {
+        return stream(gateway, route, variables, &arrival, head, body, call).await;
+    }
 
     let frame = message(gateway, route, variables, head, body).await;
     if let Some(number) = rpc.rate_field {
@@ -141,10 +152,69 @@ where
         Caller { principal: call.principal.clone().unwrap_or_else(nobody), request_id: call.request_id.clone(), once };
     let answering = exchange(gateway, rpc, frame, caller, &head.headers, call);
     let answered = tokio::time::timeout(gateway.call_timeout, answering);
-    match answered.await.map_err(|_| Error::new(Reason::Deadline))?? {
-        Answered::Message(message) => json(gateway, route, &message),
-        Answered::Body(response) => Ok(response),
-    }
+    let message = answered.await.map_err(|_| Error::new(Reason::Deadline))??;
+    json(gateway, route, &message)
+}
+
+/// Answers a call that streams: what it takes is one body, and so is what it answers with.
+async fn stream<B>(
+    gateway: &Inner,
+    route: &RestRoute,
+    variables: &[(usize, &str)],
+    arrival: &Arrival<'_>,
+    head: &Head,
+    body: &mut Option<B>,
+    call: &Call,
+) -> Result<Response<Body>, Refusal>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+{
+    let rpc = &route.rpc;
+    once::must_not_be_asked_for(&head.headers, rpc).map_err(Refusal::as_sent)?;
+    let parts = Parts { case: route.surface.options.request_case(), variables, query: head.uri.query(), body: None };
+    let frame = gateway.table.schema.request(rpc.input, &parts).map_err(Refusal::as_sent)?;
+    let (body, overflow) = match (rpc.body_field, body.take_if(|_| rpc.body_field.is_some())) {
+        (Some(field), Some(body)) => {
+            edge::must_fit(&head.headers, rpc.max_body_bytes)?;
+            let upload = Upload::new(frame, body, field, rpc.max_body_bytes, gateway.call_timeout);
+            let overflow = upload.overflow();
+            (tonic::body::Body::new(upload), overflow)
+        }
+        _ => (tonic::body::Body::new(Full::new(Bytes::from(frame))), Arc::default()),
+    };
+    let principal = call.principal.clone().unwrap_or_else(nobody);
+    let caller = Caller { principal, request_id: call.request_id.clone(), once: None };
+    let answering = async {
+        let request = request(rpc, body, &head.headers);
+        let response = rpc.channel.call_as(caller, &gateway.signer, request).await;
+        let response = response.map_err(|status| Error::from_status(&status))?;
+        match rpc.answers {
+            // A file that comes slowly is reported on slowly.
+            Answers::Body if rpc.body_field.is_some() => {
+                pieces::body_of(response, gateway.call_timeout * SLOWNESS).await
+            }
+            Answers::Body => pieces::body_of(response, gateway.call_timeout).await,
+            _ => {
+                let case = route.surface.options.response_case();
+                pieces::lines_of(response, gateway.call_timeout, Arc::clone(&gateway.table.schema), rpc.output, case)
+                    .await
+            }
+        }
+    };
+    let answered = tokio::time::timeout(gateway.call_timeout, answering).await;
+    let answered = answered.unwrap_or_else(|_| Err(Error::new(Reason::Deadline)));
+    let response = answered.map_err(|error| {
+        // Whatever a service makes of a body that was cut off, this is why it was.
+        if overflow.load(Ordering::Relaxed) { edge::too_large(rpc.max_body_bytes) } else { error }
+    })?;
+    let holder = Holder::of(&gateway.gate, arrival, call)?;
+    let shutdown = gateway.shutdown.clone().filter(|_| rpc.answers == Answers::Lines);
+    Ok(response.map(|body| {
+        let body = streams::ended_with(body, holder, shutdown, false);
+        // Many clients read nothing before they have sent everything.
+        let is_upload = rpc.body_field.is_some();
+        Body::from(if is_upload { pieces::taken_ahead(body, gateway.call_timeout * SLOWNESS) } else { body })
+    }))
 }
 
 /// The frame of the message that a request makes.
@@ -203,15 +273,22 @@ where
     Ok(body)
 }
 
-/// What a service answers with.
-enum Answered {
-    /// The bytes of a message.
-    Message(Bytes),
-    /// A body of its own.
-    Body(Response<Body>),
+/// What a service is asked.
+fn request(rpc: &Rpc, body: tonic::body::Body, incoming: &HeaderMap) -> Request<tonic::body::Body> {
+    let mut request = Request::new(body);
+    *request.method_mut() = Verb::POST;
+    *request.version_mut() = Version::HTTP_2;
+    request.uri_mut().clone_from(&rpc.uri);
+    let headers = request.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    if let Some(parent) = incoming.get("traceparent").filter(|parent| parent.len() <= 64) {
+        headers.insert("traceparent", parent.clone());
+    }
+    request
 }
 
-/// Calls a method with the bytes of a frame.
+/// Calls a method with the bytes of a frame, and answers with those of its message.
 async fn exchange(
     gateway: &Inner,
     rpc: &Rpc,
@@ -219,29 +296,15 @@ async fn exchange(
     caller: Caller,
     incoming: &HeaderMap,
     call: &mut Call,
-) -> Result<Answered, Error> {
-    let mut request = Request::new(tonic::body::Body::new(Full::new(Bytes::from(frame))));
-    *request.method_mut() = Verb::POST;
-    *request.version_mut() = Version::HTTP_2;
-    request.uri_mut().clone_from(&rpc.uri);
-    let headers = request.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(TE, HeaderValue::from_static("trailers"));
-    if rpc.answers != Answers::Body {
-        headers.insert("grpc-timeout", gateway.grpc_timeout.clone());
-    }
-    if let Some(parent) = incoming.get("traceparent").filter(|parent| parent.len() <= 64) {
-        headers.insert("traceparent", parent.clone());
-    }
+) -> Result<Bytes, Error> {
+    let mut request = request(rpc, tonic::body::Body::new(Full::new(Bytes::from(frame))), incoming);
+    request.headers_mut().insert("grpc-timeout", gateway.grpc_timeout.clone());
     let response = rpc.channel.call_as(caller, &gateway.signer, request).await;
     let response = response.map_err(|status| Error::from_status(&status))?;
-    if rpc.answers == Answers::Body {
-        return pieces::body_of(response, gateway.call_timeout).await.map(Answered::Body);
-    }
     if let Some(replayed) = response.headers().get(&REPLAYED) {
         call.told.tell(REPLAYED, replayed.clone());
     }
-    message_of(response).await.map(Answered::Message)
+    message_of(response).await
 }
 
 /// The one message of an answer, if the call succeeded.

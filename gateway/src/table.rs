@@ -1,7 +1,7 @@
 //! What the gateway serves, made once from the contract: rpcs by path, REST routes by path and verb.
 //!
-//! Methods that are not public are not in here at all, so no later code can let one through. Of the streaming methods
-//! only those have a REST route that answer with a body in pieces.
+//! Methods that are not public are not in here at all, so no later code can let one through. Over REST, what a method
+//! streams is one body: in pieces, or in lines of JSON.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -54,6 +54,8 @@ pub(crate) enum Answers {
     Message,
     /// A body of its own, which the service sends in pieces.
     Body,
+    /// Messages, one after another, as they come.
+    Lines,
     /// The gateway has it at hand.
     Here,
 }
@@ -67,6 +69,8 @@ pub(crate) struct Rpc {
     pub(crate) channel: Channel,
     /// What its answer is, and whose.
     pub(crate) answers: Answers,
+    /// The number of the field in which the pieces of a body go to the service, where the method takes one.
+    pub(crate) body_field: Option<u32>,
     pub(crate) input: MessageId,
     pub(crate) output: MessageId,
     pub(crate) success: StatusCode,
@@ -81,6 +85,13 @@ pub(crate) struct Rpc {
     pub(crate) accepted: Kinds,
     /// Whether gRPC takes the credential from `x-api-key` too.
     pub(crate) api_key_header: bool,
+}
+
+impl Rpc {
+    /// Whether it takes or answers with more than one message.
+    pub(crate) fn is_stream(&self) -> bool {
+        self.body_field.is_some() || matches!(self.answers, Answers::Body | Answers::Lines)
+    }
 }
 
 /// A REST route.
@@ -121,7 +132,7 @@ pub(crate) enum Found<'t, 'p> {
 /// The table.
 #[derive(Debug)]
 pub(crate) struct Table {
-    pub(crate) schema: Schema,
+    pub(crate) schema: Arc<Schema>,
     router: matchit::Router<Node>,
     rpcs: HashMap<&'static str, Arc<Rpc>>,
 }
@@ -136,18 +147,16 @@ impl Table {
         let mut rpcs = HashMap::new();
         let mut nodes: Vec<(String, Vec<(Verb, RestRoute)>)> = Vec::new();
         for method in contract.methods().iter().filter(|method| method.is_public()) {
-            let streams = method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
-            if streams && !method.routes.is_empty() && !method.answers_with_a_body() {
-                return Err(GatewayError::StreamingRoute(method.path.clone()));
-            }
             let rpc = Arc::new(Rpc {
                 uri: Uri::try_from(method.path.as_str()).map_err(|_| GatewayError::Path(method.path.clone()))?,
                 channel: channel(&method.owner).ok_or_else(|| GatewayError::NoChannel(method.owner.clone()))?,
                 answers: match () {
                     () if method.path == VERIFY_KEY => Answers::Here,
                     () if method.answers_with_a_body() => Answers::Body,
+                    () if method.answers_with_lines() => Answers::Lines,
                     () => Answers::Message,
                 },
+                body_field: method.body_field(),
                 input: schema.learn(&method.descriptor.input())?,
                 output: schema.learn(&method.descriptor.output())?,
                 success: StatusCode::from_u16(method.success_code()).unwrap_or(StatusCode::OK),
@@ -197,7 +206,7 @@ impl Table {
             let allow = HeaderValue::from_str(&names.join(", ")).map_err(|_| GatewayError::Path(template.clone()))?;
             router.insert(&template, Node { verbs, allow }).map_err(|_| GatewayError::Path(template))?;
         }
-        Ok(Self { schema, router, rpcs })
+        Ok(Self { schema: Arc::new(schema), router, rpcs })
     }
 
     /// What a REST request leads to.

@@ -250,6 +250,7 @@ fn house_with(change: impl FnOnce(&mut GatewayConfig)) -> House {
         clock,
         audit: None,
         incidents: None,
+        shutdown: None,
     };
     House { gateway: Gateway::new(config, deps).unwrap(), seen, hand }
 }

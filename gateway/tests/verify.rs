@@ -113,6 +113,7 @@ impl House {
             clock,
             audit: None,
             incidents: None,
+            shutdown: None,
         };
         let gateway = Gateway::new(config, deps).unwrap();
         let house = Self { gateway, doorman };

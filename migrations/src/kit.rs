@@ -11,7 +11,7 @@ use crate::columns::{bytes, integer, numbered, optional_text, text};
 
 /// The migrations with which every service's list begins.
 pub fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-    vec![Box::new(Tables), Box::new(Audit)]
+    vec![Box::new(Tables), Box::new(Audit), Box::new(KeptKeys)]
 }
 
 /// Only these tables: for tests of the storage layer.
@@ -87,6 +87,29 @@ impl MigrationTrait for Audit {
         for column in AUDIT_COLUMNS.into_iter().rev() {
             manager.alter_table(Table::alter().table("audit_entries").drop_column(column).take()).await?;
         }
+        Ok(())
+    }
+}
+
+/// Keys that outlive a change of the master key, since what was hashed with them is not hashed anew. Sealed.
+struct KeptKeys;
+
+impl MigrationName for KeptKeys {
+    fn name(&self) -> &'static str {
+        "kit_0003_kept_keys"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for KeptKeys {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let mut table = Table::create().table("kept_keys").col(text("name").primary_key()).col(bytes("sealed")).take();
+        // It stays where this is taken back.
+        manager.create_table(table.if_not_exists().to_owned()).await
+    }
+
+    /// What is kept cannot be derived again once the master key has changed, and the release before does not mind it.
+    async fn down(&self, _manager: &SchemaManager) -> Result<(), DbErr> {
         Ok(())
     }
 }

@@ -24,6 +24,7 @@ impl MigratorTrait for Migrator {
         let mut all = kit::migrations();
         all.push(Box::new(Tables));
         all.push(Box::new(Clients));
+        all.push(Box::new(Statuses));
         all
     }
 }
@@ -114,6 +115,98 @@ impl MigrationTrait for Clients {
         manager.drop_index(Index::drop().name("products_by_team").table("products").to_owned()).await?;
         manager.alter_table(Table::alter().table("products").drop_column("team_id").take()).await?;
         manager.drop_table(Table::drop().table("clients").take()).await
+    }
+}
+
+/// So that licences of one status are found however few they are among millions. Whether one has expired follows from
+/// the clock; whether that was told stands in the row, and the two differ for those that are due only.
+///
+/// And so that PostgreSQL walks the index of a tenant, never that of all ids: the one looks cheaper to it as long as it
+/// believes that a tenant's licences are spread evenly among all others, and may then pass millions of these. So the
+/// indexes of lists sort ids by bytes there, lists ask for that order, and the primary key does not have it.
+///
+/// Nothing is taken away: the indexes of before are what the release before walks. On PostgreSQL none keeps anybody from
+/// writing while it is built, which cannot be within a transaction; so whatever a migrator that died has left is built
+/// anew.
+struct Statuses;
+
+impl MigrationName for Statuses {
+    fn name(&self) -> &'static str {
+        "licensing_0003_statuses"
+    }
+}
+
+/// Each with its columns before the id, and which rows it has.
+const STATUS_INDEXES: [(&str, &str, &str); 5] = [
+    ("licenses_active", "", "expired_event_at_ms IS NULL AND revoked_at_ms IS NULL"),
+    ("licenses_active_by_product", "product_id, ", "expired_event_at_ms IS NULL AND revoked_at_ms IS NULL"),
+    ("licenses_expired", "", "expired_event_at_ms IS NOT NULL AND revoked_at_ms IS NULL"),
+    ("licenses_expired_by_product", "product_id, ", "expired_event_at_ms IS NOT NULL AND revoked_at_ms IS NULL"),
+    ("licenses_revoked_by_product", "product_id, ", "revoked_at_ms IS NOT NULL"),
+];
+
+/// What the clock and the rows disagree about: due and not told; told, and not over since the clock was set back.
+const EXPIRY_INDEXES: [(&str, &str); 2] = [
+    ("licenses_due_by_tenant", "expires_at_ms IS NOT NULL AND expired_event_at_ms IS NULL AND revoked_at_ms IS NULL"),
+    ("licenses_early", "expired_event_at_ms IS NOT NULL AND revoked_at_ms IS NULL"),
+];
+
+/// The indexes of lists that were there before, once more and sorted by bytes: their columns before the id, and which
+/// rows they have.
+const LIST_INDEXES: [(&str, &str, &str); 5] = [
+    ("licenses_by_tenant_in_bytes", "", ""),
+    ("licenses_by_product_in_bytes", "product_id, ", ""),
+    ("licenses_by_client_in_bytes", "client_id, ", ""),
+    ("licenses_by_email_in_bytes", "email_lower text_pattern_ops, ", ""),
+    ("licenses_revoked_in_bytes", "", "revoked_at_ms IS NOT NULL"),
+];
+
+/// Name, columns and rows of each index that an engine gets.
+fn status_indexes(backend: DbBackend) -> Vec<(&'static str, String, &'static str)> {
+    let (id, lists) = match backend {
+        DbBackend::Postgres => ("id COLLATE \"C\"", LIST_INDEXES.as_slice()),
+        // Sorts by bytes always.
+        _ => ("id", [].as_slice()),
+    };
+    let by_id =
+        lists.iter().chain(&STATUS_INDEXES).map(|(name, columns, rows)| (*name, format!("{columns}{id}"), *rows));
+    by_id.chain(EXPIRY_INDEXES.map(|(name, rows)| (name, "expires_at_ms".to_owned(), rows))).collect()
+}
+
+/// How an engine makes and drops an index while others work.
+fn meanwhile(backend: DbBackend) -> &'static str {
+    match backend {
+        DbBackend::Postgres => " CONCURRENTLY",
+        _ => "",
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Statuses {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        // One that was not built to its end has its name, and is of no use.
+        self.down(manager).await?;
+        let (connection, backend) = (manager.get_connection(), manager.get_database_backend());
+        let meanwhile = meanwhile(backend);
+        for (name, columns, rows) in status_indexes(backend) {
+            let rows = if rows.is_empty() { String::new() } else { format!(" WHERE {rows}") };
+            let create = format!("CREATE INDEX{meanwhile} {name} ON licenses (team_id, mode, {columns}){rows}");
+            connection.execute_unprepared(&create).await?;
+        }
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let (connection, backend) = (manager.get_connection(), manager.get_database_backend());
+        let meanwhile = meanwhile(backend);
+        for (name, ..) in status_indexes(backend) {
+            connection.execute_unprepared(&format!("DROP INDEX{meanwhile} IF EXISTS {name}")).await?;
+        }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use sea_orm_migration::{
 };
 
 use crate::{
-    columns::{bytes, integer, optional_integer, optional_text, text},
+    columns::{bytes, integer, optional_bytes, optional_integer, optional_text, text},
     kit,
 };
 
@@ -23,6 +23,7 @@ impl MigratorTrait for Migrator {
         let mut all = kit::migrations();
         all.push(Box::new(Tables));
         all.push(Box::new(Teams));
+        all.push(Box::new(Replays));
         all
     }
 }
@@ -104,6 +105,76 @@ impl MigrationTrait for Teams {
         }
         Ok(())
     }
+}
+
+/// Replays, two secrets at a time, and watching.
+struct Replays;
+
+impl MigrationName for Replays {
+    fn name(&self) -> &'static str {
+        "webhook_0003_replays"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Replays {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for (table, column) in [
+            // How many attempts were made before the delivery was last replayed, if it was: its schedule begins there anew.
+            ("deliveries", optional_integer("replayed_after")),
+            ("endpoints", optional_bytes("previous_secret_sealed")),
+            ("endpoints", optional_integer("previous_secret_until_ms")),
+        ] {
+            // SQLite adds one column at a time.
+            manager.alter_table(Table::alter().table(table).add_column(column).take()).await?;
+        }
+        manager.create_table(watchers()).await?;
+        let by_arrival = Index::create().name("events_by_arrival").table("events").col("team_id").col("mode").take();
+        manager.create_index(by_arrival.clone().col("product_id").col("created_at_ms").take()).await?;
+        manager.drop_index(Index::drop().name("events_by_owner").table("events").to_owned()).await?;
+        for index in [
+            "CREATE INDEX deliveries_failed ON deliveries (endpoint_id, finished_at_ms, id) WHERE status = 'failed'",
+            "CREATE INDEX endpoints_rotated ON endpoints (previous_secret_until_ms) \
+             WHERE previous_secret_until_ms IS NOT NULL",
+        ] {
+            manager.get_connection().execute_unprepared(index).await?;
+        }
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let by_owner = Index::create().name("events_by_owner").table("events").col("team_id").col("mode").take();
+        manager.create_index(by_owner.clone().col("product_id").take()).await?;
+        for (index, table) in
+            [("events_by_arrival", "events"), ("deliveries_failed", "deliveries"), ("endpoints_rotated", "endpoints")]
+        {
+            manager.drop_index(Index::drop().name(index).table(table).to_owned()).await?;
+        }
+        manager.drop_table(Table::drop().table("watchers").to_owned()).await?;
+        for (table, column) in [
+            ("endpoints", "previous_secret_until_ms"),
+            ("endpoints", "previous_secret_sealed"),
+            ("deliveries", "replayed_after"),
+        ] {
+            manager.alter_table(Table::alter().table(table).drop_column(column).take()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Who watches the events of a product, or of a team, and until when: what is watched is kept though nobody subscribes
+/// to it, in whichever process it arrives. Who has ended counts no more; what happens until then is kept for whoever asks
+/// again.
+fn watchers() -> TableCreateStatement {
+    Table::create()
+        .table("watchers")
+        .col(text("id").primary_key())
+        .col(text("team_id"))
+        .col(text("mode"))
+        .col(text("product_id"))
+        .col(integer("until_ms"))
+        .col(optional_integer("ended_at_ms"))
+        .take()
 }
 
 /// What is known of a product: a row to lock while its endpoints are counted, and its tombstone.

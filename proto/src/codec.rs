@@ -33,6 +33,14 @@ pub fn decode<M: Message + Name + Default>(bytes: &[u8]) -> Result<M, Error> {
     M::decode(bytes).map_err(|_| Error::malformed("the message is not valid protobuf of its type"))
 }
 
+/// Judges a message that was made here by the rules that it would meet on arrival.
+pub fn check<M: Message + Name>(message: &M) -> Result<(), Error> {
+    match rules::of::<M>() {
+        Some(rules) => rules.check(&message.encode_to_vec()),
+        None => Ok(()),
+    }
+}
+
 /// Encodes `T`, and decodes `U` where it keeps the rules.
 #[derive(Debug)]
 pub struct ContractCodec<T, U>(PhantomData<(T, U)>);

@@ -32,6 +32,9 @@ pub const DEFAULT_MAX_BODY_BYTES: usize = 65_536;
 /// The package prefix of our own services.
 const OURS: &str = "paperkey.";
 
+/// The field of a streamed request that holds the next bytes of a body.
+const BODY_FIELD: &str = "data";
+
 /// The compiled-in descriptors, with every option.
 pub fn pool() -> &'static DescriptorPool {
     static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
@@ -204,6 +207,18 @@ impl Method {
         self.descriptor.is_server_streaming() && has("content_type", Kind::String) && has("data", Kind::Bytes)
     }
 
+    /// The number of the field that holds the next bytes of a body, where it takes one in pieces instead of a message
+    /// in JSON.
+    pub fn body_field(&self) -> Option<u32> {
+        let data = self.descriptor.input().get_field_by_name(BODY_FIELD)?;
+        (self.descriptor.is_client_streaming() && data.kind() == Kind::Bytes).then(|| data.number())
+    }
+
+    /// Whether its answers are shown one by one as they come, each a line of JSON.
+    pub fn answers_with_lines(&self) -> bool {
+        self.descriptor.is_server_streaming() && !self.answers_with_a_body()
+    }
+
     /// The HTTP status of success.
     pub fn success_code(&self) -> u16 {
         match self.policy.success_code {
@@ -330,8 +345,8 @@ impl Reader<'_> {
         }
         let streams = method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
         require(
-            method.routes.is_empty() || !streams || method.answers_with_a_body(),
-            "streams and has a REST route, but its answers are no pieces of a body (content_type, data)",
+            method.routes.is_empty() || !method.descriptor.is_client_streaming() || method.body_field().is_some(),
+            "takes a stream and has a REST route, but its requests are no pieces of a body (data)",
         );
         require(
             policy.on_query.is_empty() || input.get_field_by_name(&policy.on_query).is_some(),
@@ -441,9 +456,10 @@ impl Reader<'_> {
         }
         let body = match text("body").as_deref() {
             None | Some("") => false,
-            Some("*") => true,
+            Some("*") if !descriptor.is_client_streaming() => true,
+            Some(BODY_FIELD) if descriptor.is_client_streaming() => true,
             Some(_) => {
-                self.problem(path, "takes a body other than `*`");
+                self.problem(path, "takes a body other than `*`, or than the `data` of a stream");
                 false
             }
         };

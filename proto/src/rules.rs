@@ -146,10 +146,12 @@ impl MessageRules {
                     } else if let ValueRule::Message(rules) = &rule.value {
                         rules.walk(value, &field(), depth + 1, error)?;
                         None
-                    } else {
+                    } else if let ValueRule::Text { .. } = &rule.value {
                         let text =
                             std::str::from_utf8(value).map_err(|_| Error::field(field(), "must be valid UTF-8"))?;
                         rule.value.fault_of_text(text, rule.required)
+                    } else {
+                        None
                     }
                 }
                 _ => {
@@ -351,6 +353,8 @@ fn value_rule(field: &FieldDescriptor, declared: Option<&DynamicMessage>, storab
             let bound = |name| rules.as_ref().and_then(|rules| integer(rules, name));
             ValueRule::Integer { min: bound("gte").unwrap_or(i64::MIN), max: bound("lte").unwrap_or(i64::MAX) }
         }
+        // One without rules of its own, such as a time: it is there or not, and empty it is as good as any.
+        Kind::Message(_) => ValueRule::Message(Arc::default()),
         _ => ValueRule::Any,
     }
 }

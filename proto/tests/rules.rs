@@ -5,9 +5,10 @@ use paperkey_proto::{
     catalog::v1::{CreateProductRequest, GetProductResponse, ListProductsRequest, Price},
     licensing::v1::{CreateLicenseRequest, ValidateLicenseRequest},
     rules,
-    webhook::v1::CreateWebhookRequest,
+    webhook::v1::{CreateWebhookRequest, RecoverDeliveriesRequest},
 };
 use prost::{Message, Name};
+use prost_types::Timestamp;
 
 fn faults<M: Message + Name>(message: &M) -> Vec<(String, String)> {
     match rules::of::<M>().expect("the message has rules").check(&message.encode_to_vec()) {
@@ -38,6 +39,17 @@ fn a_required_text_that_is_absent_or_empty_is_required() {
     assert_eq!(faults(&LoginRequest::default()), [fault("email", "is required"), fault("password", "is required")]);
     let empty = ValidateLicenseRequest { license_key: "K".into(), fingerprint: Some(String::new()) };
     assert_eq!(faults(&empty), [fault("fingerprint", "must be at least 1 character long")]);
+}
+
+#[test]
+fn a_required_time_may_be_any_time() {
+    let since = |since| RecoverDeliveriesRequest { webhook_id: "wh_1".into(), since, ..Default::default() };
+    assert_eq!(faults(&since(None)), [fault("since", "is required")]);
+    // The first of all times is an empty message on the wire, and others are no text.
+    for seconds in [0, 1, 1_798_675_200, -1, i64::MAX] {
+        assert_eq!(faults(&since(Some(Timestamp { seconds, nanos: 999 }))), [], "{seconds}");
+        assert_eq!(faults(&since(Some(Timestamp { seconds, nanos: 0 }))), [], "{seconds}");
+    }
 }
 
 #[test]

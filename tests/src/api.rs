@@ -2,9 +2,10 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Frame, Incoming};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -12,7 +13,7 @@ use hyper_util::{
 use paperkey_proto::{Contract, errors::v1::Reason};
 use serde_json::Value;
 
-use crate::{envelope, leaks::tokens_in};
+use crate::{envelope, http1::Connection, leaks::tokens_in};
 
 /// How long an answer may take before the test fails.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -152,6 +153,40 @@ impl Api {
         self.try_send(verb, path, content_type, body).await.unwrap_or_else(|cut| panic!("{cut}"))
     }
 
+    /// Any verb with a body of JSON of which only the length is told, on a connection of its own: what is answered to
+    /// that before any of it is sent.
+    pub async fn announce(&self, verb: Method, path: &str, length: usize) -> Answer {
+        let header = |(name, value): (&HeaderName, &HeaderValue)| {
+            format!("{name}: {}\r\n", value.to_str().expect("tests send text"))
+        };
+        let own: String = self.headers.iter().map(header).collect();
+        let head = format!(
+            "{verb} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n{own}"
+        );
+        let mut connection = Connection::open(&self.base).await;
+        connection.write(format!("{head}\r\n")).await;
+        let answer = connection.answer().await.unwrap_or_else(|| panic!("{verb} {path}: no answer"));
+        Answer::new(format!("{verb} {path}"), path, answer.status, answer.headers, answer.body)
+    }
+
+    /// `GET`, where the answer goes on for as long as somebody reads: lines of JSON.
+    pub async fn lines(&self, path: &str) -> Lines {
+        let asked = format!("GET {path}");
+        let mut request = Request::get(format!("{}{path}", self.base));
+        if let Some(headers) = request.headers_mut() {
+            headers.extend(self.headers.clone());
+        }
+        let request = request.body(Full::default()).expect("tests name paths that exist");
+        let response = tokio::time::timeout(PATIENCE, self.client.request(request)).await;
+        let response = response.unwrap_or_else(|_| panic!("{asked}: no answer"));
+        let response = response.unwrap_or_else(|error| panic!("{asked}: {error:?}"));
+        let (head, body) = response.into_parts();
+        let head = Answer::new(asked, path, head.status, head.headers, Bytes::new());
+        head.bears_a_request_id();
+        Lines { head, body, read: BytesMut::new() }
+    }
+
     async fn try_send(
         &self,
         verb: Method,
@@ -183,6 +218,47 @@ impl Api {
             answer.tells_no_secret();
         }
         Ok(answer)
+    }
+}
+
+/// An answer that goes on. It is given up with this value.
+#[derive(Debug)]
+pub struct Lines {
+    /// How it has begun; its body is what follows.
+    pub head: Answer,
+    body: Incoming,
+    read: BytesMut,
+}
+
+impl Lines {
+    /// The next line; `None` at the end, and `Err` where the answer breaks off.
+    pub async fn next(&mut self) -> Result<Option<Value>, String> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line = self.read.split_to(end + 1);
+                let json = serde_json::from_slice(&line);
+                return Ok(Some(json.unwrap_or_else(|_| panic!("{}: no JSON: {line:?}", self.head.asked))));
+            }
+            let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await;
+            let frame = frame.unwrap_or_else(|_| panic!("{}: no further line", self.head.asked));
+            match frame.transpose().map_err(|error| format!("{error:?}"))?.map(Frame::into_data) {
+                Some(Ok(data)) => self.read.extend_from_slice(&data),
+                Some(Err(_)) => {}
+                None => {
+                    assert!(self.read.is_empty(), "{} ends within a line: {:?}", self.head.asked, self.read);
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// The whole answer, where it is one that ends, such as a refusal.
+    pub async fn whole(self) -> Answer {
+        let body = tokio::time::timeout(PATIENCE, self.body.collect()).await;
+        let body = body.unwrap_or_else(|_| panic!("{}: no end", self.head.asked));
+        let body = body.unwrap_or_else(|error| panic!("{}: {error:?}", self.head.asked)).to_bytes();
+        let Answer { asked, path, status, headers, .. } = self.head;
+        Answer::new(asked, &path, status, headers, body)
     }
 }
 

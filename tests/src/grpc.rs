@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, uri::PathAndQuery};
-use paperkey_proto::{error::Error, errors::v1::Reason};
+use paperkey_proto::{Contract, contract::Method, error::Error, errors::v1::Reason};
 use prost::Message;
 use tonic::{
     Code, Request, Status,
@@ -24,6 +24,12 @@ use crate::{api::Api, wait::GENEROUS};
 /// A connection to a listener.
 pub async fn connect(url: &str) -> Channel {
     let endpoint = Endpoint::from_shared(url.to_owned()).expect("it is a URL").timeout(GENEROUS);
+    endpoint.connect().await.unwrap_or_else(|error| panic!("{url} does not answer: {error}"))
+}
+
+/// A connection to a listener, for calls that go on for as long as somebody listens.
+pub async fn connect_without_limit(url: &str) -> Channel {
+    let endpoint = Endpoint::from_shared(url.to_owned()).expect("it is a URL");
     endpoint.connect().await.unwrap_or_else(|error| panic!("{url} does not answer: {error}"))
 }
 
@@ -53,13 +59,20 @@ pub fn credential(credential: &str) -> HeaderMap {
     headers
 }
 
-/// Calls any rpc with the bytes of a message.
+/// Calls any rpc with the bytes of a message. Where it streams, that message is all that is sent, and the first answer
+/// all that is waited for.
 pub async fn call(channel: &Channel, rpc: &str, message: Bytes, headers: HeaderMap) -> Result<Bytes, Status> {
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let mut request = Request::new(message);
     *request.metadata_mut() = MetadataMap::from_headers(headers);
     let path: PathAndQuery = rpc.parse().expect("an rpc is a path");
+    let streams = |method: &Method| method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
+    if Contract::get().methods().iter().any(|method| method.path == rpc && streams(method)) {
+        let request = request.map(|message| stream::once(async { message }));
+        let mut answers = grpc.streaming(request, path, BytesCodec).await?.into_inner();
+        return Ok(answers.message().await?.unwrap_or_default());
+    }
     Ok(grpc.unary(request, path, BytesCodec).await?.into_inner())
 }
 

@@ -9,12 +9,13 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use paperkey_kit::{
     clock::Clock,
+    fail_point::VARIABLE,
     principal::Signer,
     secrets::{Keyring, Secret},
 };
@@ -212,13 +213,35 @@ impl Installation {
         self.await_start(name).await
     }
 
+    /// Starts a process that will end at a fail point, and says whether it has come so far as to answer.
+    pub async fn start_armed(&mut self, name: &str, point: &str) -> bool {
+        self.launch_with(name, Some((VARIABLE.to_owned(), point.to_owned())));
+        let process = self.process(name);
+        let Ok(at) = process.line(addresses).await else { return false };
+        self.member_mut(name).at = Some(at);
+        let operations = self.operations(name);
+        let process = self.process(name);
+        eventually(&format!("{name} is ready or ends"), || {
+            let (runs, operations) = (process.is_running(), operations.clone());
+            async move {
+                let ready = operations.try_get("/readyz").await.is_ok_and(|answer| answer.status == 200);
+                if ready || !runs { Some(ready) } else { None }
+            }
+        })
+        .await
+    }
+
     fn launch(&mut self, name: &str) {
+        self.launch_with(name, None);
+    }
+
+    fn launch_with(&mut self, name: &str, variable: Option<(String, String)>) {
         let part = name.split('-').next().unwrap_or(name);
         let data = self.data_of(name);
         let member = self.members.get_mut(name).unwrap_or_else(|| panic!("there is no process {name}"));
         assert!(member.process.is_none(), "{name} runs already");
         let mut environment = self.environment.clone();
-        environment.extend(member.extra.clone());
+        environment.extend(member.extra.iter().cloned().chain(variable));
         let listen = member.listen.to_string();
         let data = data.to_str().expect("temporary folders have plain names");
         let arguments = [part, "--listen", &listen, "--ops-listen", "127.0.0.1:0", "--data", data];
@@ -237,10 +260,23 @@ impl Installation {
         Ok(())
     }
 
+    /// Configures every process and command anew that is started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Kills a process as `kill -9` does.
     pub fn kill(&mut self, name: &str) {
         let process = self.member_mut(name).process.take().unwrap_or_else(|| panic!("{name} does not run"));
         self.past.push((name.to_owned(), process.kill()));
+    }
+
+    /// Waits until a process has ended by itself, and says how.
+    pub async fn ended(&mut self, name: &str) -> ExitStatus {
+        let status = self.process(name).ended().await;
+        self.kill(name);
+        status
     }
 
     /// A running process.

@@ -21,6 +21,8 @@ pub mod process;
 pub mod proxy;
 pub mod receiver;
 pub mod redis;
+pub mod stand_in;
+pub mod verifiers;
 pub mod wait;
 
 pub use api::{Answer, Api};
@@ -30,6 +32,7 @@ pub use people::{Account, License, Product};
 pub use proxy::Proxy;
 pub use receiver::Receiver;
 pub use redis::Redis;
+pub use stand_in::StandIn;
 pub use wait::{eventually, within};
 
 /// Makes tests on both kinds of installation out of async functions that take an [`Installation`]:

@@ -105,6 +105,13 @@ pub fn new_email() -> String {
     format!("someone-{:016x}@example.com", rand::random::<u64>())
 }
 
+/// A time of an answer, in milliseconds since 1970.
+#[track_caller]
+pub fn time_ms(text: &str) -> i64 {
+    let time: prost_types::Timestamp = text.parse().unwrap_or_else(|_| panic!("{text} is no time"));
+    time.seconds * 1_000 + i64::from(time.nanos / 1_000_000)
+}
+
 /// A text member of an answer.
 #[track_caller]
 pub fn text(json: &Value, pointer: &str) -> String {

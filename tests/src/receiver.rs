@@ -4,14 +4,14 @@ use std::{
     convert::Infallible,
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -34,12 +34,20 @@ pub struct Delivery {
     pub answered: u16,
 }
 
+/// How it answers.
+#[derive(Debug)]
+struct Manners {
+    status: AtomicU16,
+    /// Seconds after which to try again; none where 0.
+    retry_after: AtomicU64,
+}
+
 /// A local webhook receiver.
 #[derive(Debug)]
 pub struct Receiver {
     url: String,
     arrived: watch::Receiver<Vec<Delivery>>,
-    status: Arc<AtomicU16>,
+    manners: Arc<Manners>,
     serving: JoinHandle<()>,
 }
 
@@ -49,20 +57,20 @@ impl Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
         let url = format!("http://{}/hook", listener.local_addr().expect("it is bound"));
         let (keep, arrived) = watch::channel(Vec::new());
-        let (keep, status) = (Arc::new(keep), Arc::new(AtomicU16::new(200)));
-        let answers = Arc::clone(&status);
+        let keep = Arc::new(keep);
+        let manners = Arc::new(Manners { status: AtomicU16::new(200), retry_after: AtomicU64::new(0) });
+        let of_server = Arc::clone(&manners);
         let serving = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (keep, answers) = (Arc::clone(&keep), Arc::clone(&answers));
-                let service =
-                    service_fn(move |request| receive(request, Arc::clone(&keep), answers.load(Ordering::SeqCst)));
+                let (keep, manners) = (Arc::clone(&keep), Arc::clone(&of_server));
+                let service = service_fn(move |request| receive(request, Arc::clone(&keep), Arc::clone(&manners)));
                 tokio::spawn(async move {
                     // A sender that is killed cuts its connection.
                     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
                 });
             }
         });
-        Self { url, arrived, status, serving }
+        Self { url, arrived, manners, serving }
     }
 
     /// Where it listens.
@@ -72,7 +80,13 @@ impl Receiver {
 
     /// What it answers from now on.
     pub fn answers(&self, status: u16) {
-        self.status.store(status, Ordering::SeqCst);
+        self.answers_later(status, 0);
+    }
+
+    /// The same, asking to be left alone for so many seconds.
+    pub fn answers_later(&self, status: u16, retry_after_s: u64) {
+        self.manners.retry_after.store(retry_after_s, Ordering::SeqCst);
+        self.manners.status.store(status, Ordering::SeqCst);
     }
 
     /// What has arrived so far.
@@ -117,8 +131,9 @@ impl Drop for Receiver {
 async fn receive(
     request: Request<Incoming>,
     keep: Arc<watch::Sender<Vec<Delivery>>>,
-    status: u16,
+    manners: Arc<Manners>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (status, retry_after_s) = (manners.status.load(Ordering::SeqCst), manners.retry_after.load(Ordering::SeqCst));
     let (head, body) = request.into_parts();
     // A body that was cut off is no delivery: the sender was killed, and sends it again.
     if let Ok(body) = body.collect().await {
@@ -129,6 +144,9 @@ async fn receive(
     }
     let mut response = Response::new(Full::new(Bytes::from_static(b"thank you")));
     *response.status_mut() = status.try_into().expect("tests name statuses that exist");
+    if retry_after_s > 0 {
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after_s.into());
+    }
     Ok(response)
 }
 
@@ -148,20 +166,26 @@ impl Delivery {
         self.json["id"].as_str().unwrap_or_default()
     }
 
-    /// Both signatures must be good, and headers and body must say the same.
+    /// Whether one of the signatures by Standard Webhooks is that of this secret.
     #[track_caller]
-    pub fn is_signed_with(&self, secret: &str) {
-        let expected = hex(&hmac(secret.as_bytes(), &[&self.body]));
-        assert_eq!(self.header("x-paperkey-signature"), expected, "the signature of the body");
-
+    pub fn is_signed_by_the_standard_with(&self, secret: &str) -> bool {
         let key = secret.strip_prefix("whsec_").and_then(|key| BASE64.decode(key).ok());
         let key = key.expect("a secret is whsec_ and base 64");
         assert!((24..=64).contains(&key.len()), "a key has 24 to 64 bytes, not {}", key.len());
         let (id, timestamp) = (self.header("webhook-id"), self.header("webhook-timestamp"));
         let signed = hmac(&key, &[id.as_bytes(), b".", timestamp.as_bytes(), b".", &self.body]);
         let expected = format!("v1,{}", BASE64.encode(signed));
+        self.header("webhook-signature").split(' ').any(|signature| signature == expected)
+    }
+
+    /// Both signatures must be good, and headers and body must say the same.
+    #[track_caller]
+    pub fn is_signed_with(&self, secret: &str) {
+        let expected = hex(&hmac(secret.as_bytes(), &[&self.body]));
+        assert_eq!(self.header("x-paperkey-signature"), expected, "the signature of the body");
         let signatures = self.header("webhook-signature");
-        assert!(signatures.split(' ').any(|signature| signature == expected), "{signatures} is not {expected}");
+        assert!(self.is_signed_by_the_standard_with(secret), "{signatures} is of another secret");
+        let (id, timestamp) = (self.header("webhook-id"), self.header("webhook-timestamp"));
 
         assert!(id.starts_with("dlv_"), "{id}");
         assert_eq!(self.header("x-paperkey-delivery"), id);

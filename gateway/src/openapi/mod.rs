@@ -29,7 +29,11 @@ const LIMIT_HEADERS: [&str; 5] =
     ["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit-Policy", "RateLimit"];
 
 /// The types of the bodies that exports come as.
-const EXPORTS: [&str; 2] = ["text/csv", "application/x-ndjson"];
+const EXPORTS: [&str; 2] = [UPLOAD, LINES];
+/// The type of files that are taken.
+const UPLOAD: &str = "text/csv";
+/// The type of what is streamed message by message.
+const LINES: &str = "application/x-ndjson";
 
 /// The whole document, as JSON.
 pub(crate) fn document(contract: &'static Contract, public_url: &str, version: &str) -> String {
@@ -284,11 +288,12 @@ impl Writing<'_> {
                 let Some(field) = input.get_field_by_name(variable) else { continue };
                 add("path", name.clone(), self.schemas.field(&field, case, Way::Request), true);
             }
-            if route.body {
+            if route.body && method.body_field().is_none() {
                 continue;
             }
             for field in crate::transcode::in_order_of_declaration(&input) {
                 if route.variables.iter().any(|variable| variable == field.name())
+                    || method.body_field() == Some(field.number())
                     || is_mask(&field)
                     || !fits_a_query(&field)
                 {
@@ -304,6 +309,14 @@ impl Writing<'_> {
     }
 
     fn request_body(&mut self, method: &Method, route: &Route, surface: &SurfaceEntry) -> Json {
+        if method.body_field().is_some() {
+            let file = Json::object([("schema", Json::object([("type", "string".into())]))]);
+            return Json::object([
+                ("description", format!("The file. At most {} bytes.", method.max_body_bytes()).into()),
+                ("required", true.into()),
+                ("content", Json::object([(UPLOAD, file)])),
+            ]);
+        }
         let case = surface.options.request_case();
         let schema = self.schemas.body(&method.descriptor.input(), case, &route.variables);
         let required = matches!(&schema, Json::Object(members) if members.iter().any(|(name, _)| name == "required"));
@@ -327,12 +340,15 @@ impl Writing<'_> {
             return Vec::new();
         }
         if binding.method.answers_with_a_body() {
+            // A report on a file is told in lines; an export as it is asked for.
+            let kinds = if binding.method.body_field().is_some() { &EXPORTS[1..] } else { &EXPORTS[..] };
             let text = || Json::object([("schema", Json::object([("type", "string".into())]))]);
-            return EXPORTS.into_iter().map(|kind| (kind.to_owned(), text())).collect();
+            return kinds.iter().map(|kind| ((*kind).to_owned(), text())).collect();
         }
         let case = binding.surface.options.response_case();
         let schema = self.schemas.reference(&binding.method.descriptor.output(), case, Way::Answer);
-        vec![("application/json".to_owned(), Json::object([("schema", schema)]))]
+        let kind = if binding.method.answers_with_lines() { LINES } else { "application/json" };
+        vec![(kind.to_owned(), Json::object([("schema", schema)]))]
     }
 }
 

@@ -137,6 +137,12 @@ pub(crate) fn bytes_of(message: &[u8], number: u32) -> Result<Option<&[u8]>, Err
     Ok(found)
 }
 
+/// Writes a field of bytes.
+pub(crate) fn put_piece(message: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+    message.extend_from_slice(Tag::new(number, wire::LENGTH_DELIMITED).as_bytes());
+    wire::put_bytes(message, bytes);
+}
+
 /// The message of a frame, which must be the only one and plain.
 pub(crate) fn message_in(frame: &[u8]) -> Result<&[u8], Error> {
     let one = frame.split_first_chunk::<FRAME_HEADER_BYTES>().filter(|(header, message)| {

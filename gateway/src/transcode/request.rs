@@ -120,7 +120,7 @@ impl<'s> Writing<'s> {
             return Ok(());
         }
         let mut json = serde_json::Deserializer::from_slice(body);
-        let object = ObjectVisitor { writing: self, table, variables, given, top: true };
+        let object = ObjectVisitor { writing: self, table, variables, given };
         let read = json.deserialize_any(object).and_then(|()| json.end());
         let Err(problem) = read else { return Ok(()) };
         if let Some(stop) = self.stop.take() {
@@ -487,8 +487,6 @@ struct ObjectVisitor<'w, 's, 'p> {
     variables: &'p [(usize, &'p str)],
     /// Which fields were named, null included.
     given: &'p mut Bits,
-    /// Whether this is the body itself.
-    top: bool,
 }
 
 impl ObjectVisitor<'_, '_, '_> {
@@ -506,12 +504,12 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_, '_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        let Self { writing, table, variables, given, top } = self;
+        let Self { writing, table, variables, given } = self;
         writing.descend()?;
         let mut oneofs = 0_u64;
         while let Some(name) = members.next_key_seed(NameSeed { table })? {
             let position = match name {
-                Name::Known(position) if table.mask != Some(position) || !top => position,
+                Name::Known(position) if table.mask != Some(position) => position,
                 Name::Known(position) => {
                     let name = table.fields[position].name_in(writing.case);
                     writing.fault_at(name, "unknown field");
@@ -735,9 +733,11 @@ impl<'de> Visitor<'de> for ElementVisitor<'_, '_, '_> {
                 out.extend_from_slice(tag);
                 let start = wire::open(out);
                 let mut given = Bits::default();
-                let object =
-                    ObjectVisitor { writing: &mut *writing, table, variables: &[], given: &mut given, top: false };
+                let object = ObjectVisitor { writing: &mut *writing, table, variables: &[], given: &mut given };
                 object.visit_map(members)?;
+                if let Some(position) = table.mask {
+                    writing.mask(table, position, &given);
+                }
                 wire::close(&mut writing.out, start);
             }
             Kind::Object => {

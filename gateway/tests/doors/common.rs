@@ -103,6 +103,7 @@ pub(crate) fn gateway_with(change: impl FnOnce(&mut GatewayConfig)) -> Result<Ga
         clock,
         audit: None,
         incidents: None,
+        shutdown: None,
     };
     Gateway::new(config, deps)
 }

@@ -20,7 +20,12 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use paperkey_kit::{clock::Clock, db::DbError, secrets::Secret, shutdown::Shutdown};
+use paperkey_kit::{
+    clock::Clock,
+    db::DbError,
+    secrets::{CannotOpen, Secret},
+    shutdown::Shutdown,
+};
 use paperkey_proto::Error;
 use tokio::task::JoinSet;
 
@@ -149,15 +154,24 @@ async fn round(store: &Store, slack: &Slack, clock: &Clock) -> Result<usize, DbE
 
 /// Sends one post; says when to try again, if that is called for.
 async fn deliver(slack: &Slack, clock: &Clock, post: &ClaimedPost) -> Option<i64> {
-    let Some(text) = &post.text else {
-        // It never can be.
-        tracing::error!(post = post.id, "a post to Slack cannot be opened and is lost");
-        return None;
+    let until_ms = post.created_at_ms.saturating_add(PATIENCE_MS);
+    let text = match &post.text {
+        Ok(text) => text,
+        // This process may learn of the key, or one that knows it may take the post.
+        Err(error @ CannotOpen::UnknownKey(_)) if clock.now_ms() < until_ms => {
+            tracing::warn!(post = post.id, %error, "a post to Slack has to wait");
+            return Some(clock.now_ms().saturating_add(wait_ms(1)));
+        }
+        // It never can be, or not while it is of use.
+        Err(error) => {
+            tracing::error!(post = post.id, %error, "a post to Slack cannot be opened and is lost");
+            return None;
+        }
     };
     let error = slack.post(text).await.err()?;
     let rest_ms = if let NotTaken::Status(_, Some(rest_ms)) = error { rest_ms } else { 0 };
     let again_at_ms = clock.now_ms().saturating_add(wait_ms(post.attempts).max(rest_ms));
-    if again_at_ms >= post.created_at_ms.saturating_add(PATIENCE_MS) {
+    if again_at_ms >= until_ms {
         tracing::warn!(post = post.id, attempts = post.attempts, %error, "a post to Slack is given up");
         return None;
     }

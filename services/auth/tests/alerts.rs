@@ -11,7 +11,7 @@ use paperkey_kit::{
     clock::{Clock, ManualClock},
     db::{Database, DbError},
     ids::new_id,
-    secrets::Keyring,
+    secrets::{Keyring, Purpose},
     testing::TestDb,
     values::{rfc3339, time_ms},
 };
@@ -182,7 +182,7 @@ async fn events(app: &App) -> Vec<Event> {
         };
         Ok::<_, DbError>(rows.iter().map(row).collect::<Vec<_>>())
     });
-    let sealer = Keyring::for_tests().sealer("outbox/v1");
+    let sealer = Keyring::for_tests().sealer(Purpose::Outbox);
     let open =
         |(id, payload): (String, Vec<u8>)| Event::decode(sealer.open(&id, &payload).unwrap().as_slice()).unwrap();
     job.await.unwrap().into_iter().map(open).collect()

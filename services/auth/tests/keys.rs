@@ -10,7 +10,7 @@ use common::{App, Signed, answer, fresh, reason, refusal};
 use futures_util::future::join_all;
 use paperkey_kit::{
     db::{Database, DbError},
-    secrets::{Keyring, Secret},
+    secrets::{Keyring, Purpose, Secret},
     store_suite,
     token::TokenKind,
     values::{time_ms, timestamp},
@@ -198,7 +198,7 @@ impl Team {
             };
             Ok::<_, DbError>(rows.iter().map(row).collect::<Vec<_>>())
         });
-        let sealer = Keyring::for_tests().sealer("outbox/v1");
+        let sealer = Keyring::for_tests().sealer(Purpose::Outbox);
         let open =
             |(id, payload): (String, Vec<u8>)| Event::decode(sealer.open(&id, &payload).unwrap().as_slice()).unwrap();
         job.await.unwrap().into_iter().map(open).collect()
@@ -945,7 +945,7 @@ async fn a_token_is_found_under_the_pepper_before(database: Database) {
     let public = pair.api_key.unwrap().public_key;
     let used_before = team.whose(&team.live_key).await;
     let key = |byte: u8| Secret::new(BASE64.encode([byte; 32]));
-    let changed = Keyring::from_base64(&key(1), &key(9), &key(3)).unwrap();
+    let changed = Keyring::from_base64(&key(1), &key(9), &key(3)).unwrap().with_derived_kept_keys();
     let alone = App::with_keys(database.clone(), true, &changed);
     let beside = App::with_keys(database, true, &changed.clone().with_previous_pepper(&key(2)).unwrap());
     let tokens = [&team.live_key, &team.free_key, &pair.secret_key, &public];

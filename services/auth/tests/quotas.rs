@@ -15,7 +15,7 @@ use paperkey_kit::{
     clock::{Clock, ManualClock},
     config::Tiers,
     db::{Database, DbError},
-    secrets::Keyring,
+    secrets::{Keyring, Purpose},
     testing::TestDb,
 };
 use paperkey_proto::{
@@ -174,7 +174,7 @@ impl Team {
 
     /// What was told of quotas, oldest first: topic and data.
     async fn told(&self) -> Vec<(String, Value)> {
-        let sealer = Keyring::for_tests().sealer("outbox/v1");
+        let sealer = Keyring::for_tests().sealer(Purpose::Outbox);
         let rows = self.rows("SELECT id, target, payload FROM outbox WHERE topic LIKE 'quota.%' ORDER BY seq").await;
         let open = |row: &QueryResult| {
             assert_eq!(row.try_get::<String>("", "target").unwrap(), "webhook");

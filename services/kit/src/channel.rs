@@ -158,7 +158,7 @@ impl Service<Request<Body>> for Channel {
 /// An answer that is waited for.
 pub type Exchange = BoxFuture<'static, Result<Response<Body>, Status>>;
 
-async fn send(mut channel: transport::Channel, request: Request<Body>) -> Result<Response<Body>, Status> {
+pub(crate) async fn send(mut channel: transport::Channel, request: Request<Body>) -> Result<Response<Body>, Status> {
     std::future::poll_fn(|context| channel.poll_ready(context)).await.map_err(|error| cut_off(&error))?;
     channel.call(request).await.map_err(|error| cut_off(&error))
 }

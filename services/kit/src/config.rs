@@ -19,7 +19,7 @@ pub mod upstreams;
 
 use crate::{
     db::DatabaseUrl,
-    secrets::{BadKey, Keyring, Secret},
+    secrets::{BadKey, Keyring, MAX_PREVIOUS, Secret},
     service::SERVICES,
 };
 
@@ -119,6 +119,8 @@ pub struct Database {
 pub struct Secrets {
     /// Seals data at rest and signs between processes.
     pub master_key: Option<Secret>,
+    /// Other master keys under which something may be sealed: those before it, or the one that comes after it.
+    pub previous_master_keys: Vec<Secret>,
     /// Keys the hashes of tokens.
     pub pepper: Option<Secret>,
     /// The pepper before it was changed. Tokens are found under either, and hashed anew when they are used.
@@ -141,6 +143,14 @@ pub struct Webhooks {
     pub max_in_flight_per_endpoint: usize,
     /// The waits before each attempt.
     pub retry_schedule_s: Vec<u64>,
+    /// How long deliveries are held for a paused endpoint.
+    pub held_days: u32,
+    /// How long finished deliveries are kept.
+    pub kept_days: u32,
+    /// The name servers that are asked for addresses; those of the system where absent.
+    pub name_servers: Option<Vec<SocketAddr>>,
+    /// A file with certificates (PEM) that are trusted beside the public ones.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Default for Webhooks {
@@ -151,6 +161,10 @@ impl Default for Webhooks {
             timeout_ms: 5_000,
             max_in_flight_per_endpoint: 5,
             retry_schedule_s: vec![0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400],
+            held_days: 30,
+            kept_days: 30,
+            name_servers: None,
+            ca_file: None,
         }
     }
 }
@@ -359,7 +373,21 @@ impl Config {
             "PostgreSQL needs secrets.master_key, secrets.pepper and secrets.signing_key: 32 bytes each in base64, \
              the same in every process",
         );
-        if let Some(Err(bad)) = self.given_keys() {
+        if let Some(Err(bad)) = self.given_keys()
+            && bad.0 != "previous_master_keys"
+        {
+            require(false, &bad.to_string());
+        }
+        let others = &self.secrets.previous_master_keys;
+        require(
+            others.is_empty() || given == 3,
+            "secrets.previous_master_keys goes with secrets.master_key: a data folder keeps its own",
+        );
+        require(
+            others.len() <= MAX_PREVIOUS,
+            &format!("secrets.previous_master_keys must hold at most {MAX_PREVIOUS} keys"),
+        );
+        if let Some(bad) = others.iter().find_map(|key| Keyring::check("previous_master_keys", key).err()) {
             require(false, &bad.to_string());
         }
         let previous = self.secrets.previous_pepper.as_ref();
@@ -371,13 +399,20 @@ impl Config {
             "webhooks.timeout_ms must be between 100 and 60000",
         );
         require(
-            (1..=1_000).contains(&self.webhooks.max_in_flight_per_endpoint),
-            "webhooks.max_in_flight_per_endpoint must be between 1 and 1000",
+            (1..=128).contains(&self.webhooks.max_in_flight_per_endpoint),
+            "webhooks.max_in_flight_per_endpoint must be between 1 and 128",
         );
         let schedule = &self.webhooks.retry_schedule_s;
         require(
             (1..=50).contains(&schedule.len()) && schedule.iter().all(|wait| *wait <= 7 * 86_400),
             "webhooks.retry_schedule_s must hold 1 to 50 waits of at most a week, in seconds",
+        );
+        for (name, days) in [("held_days", self.webhooks.held_days), ("kept_days", self.webhooks.kept_days)] {
+            require((1..=3_650).contains(&days), &format!("webhooks.{name} must be between 1 and 3650"));
+        }
+        require(
+            self.webhooks.name_servers.as_ref().is_none_or(|servers| !servers.is_empty()),
+            "webhooks.name_servers must hold at least one address such as 10.0.0.2:53, or be left out",
         );
         require(
             (100..=600_000).contains(&self.server.call_timeout_ms),
@@ -459,19 +494,27 @@ impl Config {
     fn own_keyring(&self) -> Result<Keyring, Problems> {
         match self.given_keys() {
             Some(keys) => keys.map_err(|bad| Problems(vec![bad.to_string()])),
-            None => Keyring::load_or_create(&self.server.data.join("secrets")).map_err(|error| {
-                Problems(vec![format!(
-                    "the keys in {} cannot be read or made: {error}",
-                    self.server.data.join("secrets").display()
-                )])
+            None => Keyring::load_or_create(&self.key_folder()).map_err(|error| {
+                Problems(vec![format!("the keys in {} cannot be read or made: {error}", self.key_folder().display())])
             }),
         }
     }
 
+    /// Whether the keys are given here, and not kept in the data folder.
+    pub fn keys_are_given(&self) -> bool {
+        self.secrets.master_key.is_some()
+    }
+
+    /// Where keys are kept that are not given.
+    pub fn key_folder(&self) -> PathBuf {
+        self.server.data.join("secrets")
+    }
+
     fn given_keys(&self) -> Option<Result<Keyring, BadKey>> {
         let secrets = &self.secrets;
-        Some(Keyring::from_base64(
+        Some(Keyring::with_previous_masters(
             secrets.master_key.as_ref()?,
+            &secrets.previous_master_keys,
             secrets.pepper.as_ref()?,
             secrets.signing_key.as_ref()?,
         ))
@@ -555,6 +598,8 @@ fn remove(table: &mut Table, path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+
     use super::*;
 
     fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Config, Problems> {
@@ -600,6 +645,15 @@ mod tests {
     }
 
     #[test]
+    fn no_more_are_under_way_to_an_endpoint_than_are_claimed_for_it() {
+        for (count, is_good) in [("1", true), ("128", true), ("129", false), ("1000", false)] {
+            let problems = parse("", &[("PAPERKEY__WEBHOOKS__MAX_IN_FLIGHT_PER_ENDPOINT", count)]).err();
+            let problems = problems.map(|problems| problems.to_string()).unwrap_or_default();
+            assert_eq!(!problems.contains("max_in_flight_per_endpoint"), is_good, "{count}: {problems}");
+        }
+    }
+
+    #[test]
     fn a_fleet_must_be_given_its_secrets() {
         let problems = parse("[database]\nurl = \"postgres://db/paperkey\"", &[]).unwrap_err();
         assert!(problems.0[0].contains("secrets.master_key"), "{problems}");
@@ -609,6 +663,30 @@ mod tests {
     fn the_pepper_before_must_be_one() {
         let problems = parse("[secrets]\nprevious_pepper = \"hunter2\"", &[]).unwrap_err();
         assert!(problems.0[0].starts_with("secrets.previous_pepper must be 32 bytes"), "{problems}");
+    }
+
+    #[test]
+    fn master_keys_besides_the_one_that_seals_must_be_keys_and_few() {
+        let key = |byte: u8| BASE64.encode([byte; 32]);
+        let given = format!("[secrets]\nmaster_key = '{0}'\npepper = '{0}'\nsigning_key = '{0}'\n", key(1));
+        let with = |others: &str| parse(&format!("{given}previous_master_keys = [{others}]"), &[]);
+        let list = |count: u8| (2..2 + count).map(|byte| format!("'{}'", key(byte))).collect::<Vec<_>>().join(", ");
+        let config = with(&list(8)).unwrap();
+        assert_eq!(config.keyring().unwrap().other_master_ids().len(), 8);
+        let printed = toml::to_string(&config).unwrap();
+        assert!(!printed.contains(&key(1)) && !printed.contains(&key(2)), "{printed}");
+        for (others, says) in
+            [(list(9).as_str(), "secrets.previous_master_keys must hold at most 8"), ("'hunter2'", "must be 32 bytes")]
+        {
+            let problems = with(others).unwrap_err();
+            assert!(problems.0.len() == 1 && problems.0[0].contains(says), "{problems}");
+            assert!(!problems.0[0].contains("hunter2"), "{problems}");
+        }
+        let problems = parse(&format!("[secrets]\nprevious_master_keys = ['{}']", key(1)), &[]).unwrap_err();
+        assert!(problems.0[0].contains("goes with secrets.master_key"), "{problems}");
+        let listed = format!("[\"{}\"]", key(2));
+        let config = parse(&given, &[("PAPERKEY__SECRETS__PREVIOUS_MASTER_KEYS", &listed)]).unwrap();
+        assert_eq!(config.secrets.previous_master_keys.len(), 1);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
     ids::new_id,
     outbox::{OutboxRow, Relay, RelayOptions, Sink},
     principal::{Signer, Tenant},
-    secrets::{Keyring, Sealer},
+    secrets::{CannotOpen, Keyring, Purpose, Sealer},
     service::Worker,
 };
 
@@ -50,7 +50,7 @@ pub struct EventOutbox {
 impl EventOutbox {
     /// Seals with the installation's keys.
     pub fn new(keys: &Keyring, clock: Clock) -> Self {
-        Self { sealer: keys.sealer("outbox/v1"), clock }
+        Self { sealer: keys.sealer(Purpose::Outbox), clock }
     }
 
     /// Records one event for each of the targets. Returns its id.
@@ -124,18 +124,76 @@ where
     type Error = Error;
 
     async fn deliver(&self, batch: &[OutboxRow]) -> Result<(), Error> {
-        let events = batch.iter().filter_map(|row| self.open(row)).collect();
+        let mut events = Vec::with_capacity(batch.len());
+        for row in batch {
+            events.extend(self.open(row)?);
+        }
         (self.ingest)(events).await
     }
 }
 
 impl<F> EventSink<F> {
-    /// A row that cannot be opened never will be: it is passed over, loudly, so that those behind it go on.
-    fn open(&self, row: &OutboxRow) -> Option<Event> {
-        let event = self.sealer.open(&row.id, &row.payload).ok().and_then(|plain| Event::decode(plain.as_slice()).ok());
+    /// A row under a key that is not known keeps all waiting until it is: whoever passes over it, deletes it. One that is
+    /// damaged never can be opened: it is passed over, loudly, so that those behind it go on.
+    fn open(&self, row: &OutboxRow) -> Result<Option<Event>, Error> {
+        let opened = self.sealer.open(&row.id, &row.payload);
+        if let Err(error @ CannotOpen::UnknownKey(_)) = opened {
+            tracing::warn!(event = row.id, topic = row.topic, %error, "an event has to wait");
+            return Err(Error::unavailable(error));
+        }
+        let event = opened.ok().and_then(|plain| Event::decode(plain.as_slice()).ok());
         if event.is_none() {
             tracing::error!(event = row.id, topic = row.topic, "an event cannot be opened and is lost");
         }
-        event
+        Ok(event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::secrets::Secret;
+
+    /// Keys whose master keys are of these bytes, the first of which seals.
+    fn keys(masters: [u8; 2]) -> Keyring {
+        let key = |byte: u8| {
+            use base64::Engine as _;
+            Secret::new(base64::engine::general_purpose::STANDARD.encode([byte; 32]))
+        };
+        Keyring::with_previous_masters(&key(masters[0]), &[key(masters[1])], &key(101), &key(102)).unwrap()
+    }
+
+    fn row(seq: i64, keys: &Keyring) -> OutboxRow {
+        let id = format!("evt_{seq}");
+        let payload =
+            keys.sealer(Purpose::Outbox).seal(&id, &Event { id: id.clone(), ..Event::default() }.encode_to_vec());
+        OutboxRow { seq, id, topic: "test".to_owned(), team_id: "team_1".to_owned(), payload, created_at_ms: 1 }
+    }
+
+    #[tokio::test]
+    async fn what_is_under_an_unknown_key_waits_and_what_is_damaged_is_passed_over() {
+        let (known, ahead) = (keys([1, 2]), keys([3, 1]));
+        let told = Mutex::new(Vec::new());
+        let ingest = |events: Vec<Event>| {
+            told.lock().extend(events.into_iter().map(|event| event.id));
+            std::future::ready(Ok(()))
+        };
+        let sink = EventSink { sealer: known.sealer(Purpose::Outbox), ingest };
+        let mut damaged = row(2, &known);
+        *damaged.payload.last_mut().unwrap() ^= 1;
+        let mut cut = row(3, &ahead);
+        cut.payload.truncate(12);
+        sink.deliver(&[row(1, &known), damaged, cut, row(4, &keys([2, 1]))]).await.unwrap();
+        assert_eq!(*told.lock(), ["evt_1", "evt_4"]);
+
+        let batch = [row(5, &known), row(6, &ahead)];
+        let refused = sink.deliver(&batch).await.unwrap_err();
+        assert_eq!(refused.reason(), paperkey_proto::errors::v1::Reason::Unavailable);
+        assert_eq!(told.lock().len(), 2);
+        let sink = EventSink { sealer: keys([1, 3]).sealer(Purpose::Outbox), ..sink };
+        sink.deliver(&batch).await.unwrap();
+        assert_eq!(told.lock()[2..], ["evt_5", "evt_6"]);
     }
 }

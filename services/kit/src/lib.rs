@@ -5,6 +5,7 @@
 //! ([`db`]), the outbox ([`outbox`]), who is calling ([`principal`], [`authn`]), what they may ([`policy`]), and that
 //! what was done once is not done again ([`once`]).
 
+pub mod api;
 pub mod audit;
 pub mod authn;
 pub mod cache;
@@ -14,6 +15,7 @@ pub mod clock;
 pub mod config;
 pub mod db;
 pub mod events;
+pub mod fail_point;
 mod failure;
 pub mod host;
 pub mod ids;

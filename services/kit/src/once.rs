@@ -34,7 +34,7 @@ use crate::{
     db::{Database, DbError, IdempotencyRow, Tx, find_answer, prune_answers},
     ids::new_id,
     lease::Leases,
-    secrets::Sealer,
+    secrets::KeySealer,
     service::{Answer, Worker},
     shutdown::Shutdown,
 };
@@ -67,7 +67,7 @@ const FORGET_STEPS: u32 = 500;
 pub struct Once {
     token: Token,
     id: [u8; 32],
-    sealer: Sealer,
+    sealer: KeySealer,
     /// Whether its handler has recorded a change.
     has_changed: AtomicBool,
     /// Whether its answer is kept: durably, with what it answers for.
@@ -78,7 +78,7 @@ impl Once {
     /// A call by what was derived for it; none where that has not the right form.
     pub fn new(token: Token) -> Option<Self> {
         let id = <[u8; 32]>::try_from(token.id.as_slice()).ok()?;
-        let sealer = Sealer::of_key(&token.seal_key)?;
+        let sealer = KeySealer::new(&token.seal_key)?;
         (token.request_hash.len() == 32).then_some(())?;
         let (has_changed, is_kept) = (AtomicBool::new(false), AtomicBool::new(false));
         Some(Self { token, id, sealer, has_changed, is_kept })

@@ -1,7 +1,8 @@
 //! Who is calling, as it travels between processes: signed, bound to one rpc and one request, good for seconds.
 //!
 //! The gateway strips whatever arrives under [`PRINCIPAL_HEADER`] from outside and puts its own on; services believe
-//! nothing else. The key is derived from the installation's master key, which every process is given.
+//! nothing else. The key is derived from the installation's master key, which every process is given; while that changes,
+//! an assertion under any that is known counts.
 
 use std::sync::{Arc, LazyLock};
 
@@ -22,11 +23,7 @@ use prost::{
 };
 use quick_cache::sync::Cache;
 
-use crate::{
-    clock::Clock,
-    once::Once,
-    secrets::{KeyedHash, Keyring},
-};
+use crate::{clock::Clock, once::Once, secrets::Keyring};
 
 /// The metadata entry that carries a signed assertion.
 pub const PRINCIPAL_HEADER: &str = "paperkey-principal-bin";
@@ -51,7 +48,7 @@ const KNOWN_PRINCIPALS: usize = 10_000;
 /// Signs and verifies assertions.
 #[derive(Clone, Debug)]
 pub struct Signer {
-    key: KeyedHash,
+    keys: Keyring,
     pub(crate) clock: Clock,
     /// Principals that arrived before, by their bytes: the same few make most of the calls.
     known: Arc<Cache<Bytes, Arc<Principal>>>,
@@ -75,7 +72,7 @@ struct Sealed {
 impl Signer {
     /// Signs with the installation's keys.
     pub fn new(keys: &Keyring, clock: Clock) -> Self {
-        Self { key: keys.hasher("principal/v1"), clock, known: Arc::new(Cache::new(KNOWN_PRINCIPALS)) }
+        Self { keys: keys.clone(), clock, known: Arc::new(Cache::new(KNOWN_PRINCIPALS)) }
     }
 
     /// Asserts that this principal makes this call; nobody in particular where there is none.
@@ -104,7 +101,7 @@ impl Signer {
             encoding::message::encode(5, once, &mut signed);
         }
         let (mac, body) = signed.split_at_mut(MAC_LENGTH);
-        mac.copy_from_slice(&self.key.hash(body));
+        mac.copy_from_slice(&self.keys.assert(body));
         let mut value = HeaderValue::from_maybe_shared(Bytes::from(BASE64.encode(&signed)))
             .expect("base 64 is made of visible ASCII characters");
         value.set_sensitive(true);
@@ -116,7 +113,7 @@ impl Signer {
         let refused = || Error::unauthenticated();
         let signed = BASE64.decode(header.as_bytes()).map_err(|_| refused())?;
         let (mac, body) = signed.split_at_checked(MAC_LENGTH).ok_or_else(refused)?;
-        if !self.key.verify(body, mac) {
+        if !self.keys.is_asserted(body, mac) {
             return Err(refused());
         }
         let assertion = Sealed::decode(Bytes::from(signed).slice(MAC_LENGTH..)).map_err(|_| refused())?;

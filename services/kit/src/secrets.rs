@@ -2,26 +2,39 @@
 //!
 //! Every purpose has a key of its own, derived from the master key by its label, so that nothing sealed for one
 //! purpose can be opened for another. Tokens are hashed with the pepper instead, which may be kept elsewhere.
+//!
+//! The master key can be changed while everything runs ([`masters`]): sealed data names its key ([`sealer`]), is listed in
+//! one place ([`purpose`]) and sealed anew in the background ([`reseal`]). What was hashed cannot be hashed anew, so the
+//! keys of such hashes are kept, sealed like everything else ([`kept`]).
 
-use std::{
-    fmt, fs,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
-    sync::Arc,
-};
+mod folder;
+mod kept;
+mod masters;
+mod purpose;
+mod reseal;
+mod sealer;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, io, path::Path, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use rand::RngExt as _;
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use sha2::Sha256;
 use zeroize::{Zeroize as _, ZeroizeOnDrop};
 
-const KEY_LENGTH: usize = 32;
+use self::masters::{Masters, Source};
+pub use self::{
+    folder::{FolderError, KeyFolder, Rotation},
+    kept::KeptKeyError,
+    masters::{FOLLOWED_WITHIN, KeyId, MAX_PREVIOUS},
+    purpose::{KeptKey, Purpose, RowKey, SealedColumn},
+    reseal::{Resealed, reseal},
+    sealer::{CannotOpen, KeySealer, Opened, Sealer, key_named},
+};
 
-/// The version byte of sealed data.
-const SEALED_V1: u8 = 1;
+const KEY_LENGTH: usize = 32;
 
 /// Text that must not be printed: shown as `[redacted]`, wiped when dropped.
 #[derive(Clone, Default, PartialEq, Eq, ZeroizeOnDrop, serde::Deserialize)]
@@ -52,13 +65,18 @@ impl serde::Serialize for Secret {
     }
 }
 
-/// The keys of the installation.
+/// The keys of the installation. Clones follow the same changes of the master key.
 #[derive(Clone)]
-pub struct Keyring(Arc<Keys>);
+pub struct Keyring {
+    source: Arc<Source>,
+    fixed: Arc<Fixed>,
+    /// In the order of [`KeptKey::ALL`]; those that were brought in.
+    kept: [Option<KeyedHash>; KeptKey::ALL.len()],
+}
 
+/// Keys that stay as they are for as long as the process lives.
 #[derive(ZeroizeOnDrop)]
-struct Keys {
-    master: [u8; KEY_LENGTH],
+struct Fixed {
     pepper: [u8; KEY_LENGTH],
     /// The one before, while there are tokens that were last used under it.
     previous_pepper: Option<[u8; KEY_LENGTH]>,
@@ -77,35 +95,58 @@ impl fmt::Debug for Keyring {
 pub struct BadKey(pub &'static str);
 
 impl Keyring {
+    fn new(source: Source, fixed: Fixed) -> Self {
+        Self { source: Arc::new(source), fixed: Arc::new(fixed), kept: [const { None }; KeptKey::ALL.len()] }
+    }
+
     /// Reads the three keys as the configuration gives them: 32 bytes each, in base64.
     pub fn from_base64(master: &Secret, pepper: &Secret, signing: &Secret) -> Result<Self, BadKey> {
-        Ok(Self(Arc::new(Keys {
-            master: decode(master.expose()).ok_or(BadKey("master_key"))?,
+        Self::with_previous_masters(master, &[], pepper, signing)
+    }
+
+    /// The same, and the master keys besides the one that seals: those before it, or the one that comes after it.
+    pub fn with_previous_masters(
+        master: &Secret,
+        previous: &[Secret],
+        pepper: &Secret,
+        signing: &Secret,
+    ) -> Result<Self, BadKey> {
+        let previous = previous
+            .iter()
+            .map(|key| decode(key.expose()).ok_or(BadKey("previous_master_keys")))
+            .collect::<Result<Vec<_>, _>>()?;
+        let masters = Masters::new(decode(master.expose()).ok_or(BadKey("master_key"))?, previous);
+        let fixed = Fixed {
             pepper: decode(pepper.expose()).ok_or(BadKey("pepper"))?,
             previous_pepper: None,
             signing: decode(signing.expose()).ok_or(BadKey("signing_key"))?,
-        })))
+        };
+        Ok(Self::new(Source::given(masters), fixed))
     }
 
-    /// Reads the keys kept in a folder, making those that are not there yet.
+    /// Reads the keys kept in a folder, making those that are not there yet. Changes of the master key there are followed.
     pub fn load_or_create(folder: &Path) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        Ok(Self(Arc::new(Keys {
-            master: read_or_create(&folder.join("master.key"))?,
-            pepper: read_or_create(&folder.join("pepper.key"))?,
+        let source = Source::of_folder(folder.to_owned())?;
+        let fixed = Fixed {
+            pepper: folder::key_or_new(&folder.join(folder::PEPPER))?,
             previous_pepper: None,
-            signing: read_or_create(&folder.join("signing.key"))?,
-        })))
+            signing: folder::key_or_new(&folder.join(folder::SIGNING))?,
+        };
+        Ok(Self::new(source, fixed))
     }
 
     /// Keys for tests: the same everywhere.
     pub fn for_tests() -> Self {
-        Self(Arc::new(Keys {
-            master: [1; KEY_LENGTH],
-            pepper: [2; KEY_LENGTH],
-            previous_pepper: None,
-            signing: [3; KEY_LENGTH],
-        }))
+        let masters = Masters::new([1; KEY_LENGTH], []);
+        let fixed = Fixed { pepper: [2; KEY_LENGTH], previous_pepper: None, signing: [3; KEY_LENGTH] };
+        Self::new(Source::given(masters), fixed).with_derived_kept_keys()
+    }
+
+    /// The same keys, for tests that have no database to keep any in: those that would be kept are derived.
+    #[must_use]
+    pub fn with_derived_kept_keys(mut self) -> Self {
+        self.kept = KeptKey::ALL.map(|kept| Some(self.hasher(kept.name())));
+        self
     }
 
     /// Refuses what has not the form of a key. `name` is what the configuration calls it.
@@ -113,41 +154,70 @@ impl Keyring {
         decode(key.expose()).map(|mut key| key.zeroize()).ok_or(BadKey(name))
     }
 
+    /// A fresh key, as the configuration takes it.
+    pub fn fresh() -> Secret {
+        let mut key: [u8; KEY_LENGTH] = rand::rng().random();
+        let secret = Secret::new(BASE64.encode(key));
+        key.zeroize();
+        secret
+    }
+
     /// The same keys after a change of the pepper: tokens that were hashed under `previous` are still found.
     pub fn with_previous_pepper(self, previous: &Secret) -> Result<Self, BadKey> {
         let previous = decode(previous.expose()).ok_or(BadKey("previous_pepper"))?;
-        let Keys { master, pepper, signing, .. } = &*self.0;
-        let (master, pepper, signing) = (*master, *pepper, *signing);
-        Ok(Self(Arc::new(Keys { master, pepper, previous_pepper: Some(previous), signing })))
+        let Fixed { pepper, signing, .. } = &*self.fixed;
+        let fixed = Fixed { pepper: *pepper, previous_pepper: Some(previous), signing: *signing };
+        Ok(Self { fixed: Arc::new(fixed), ..self })
+    }
+
+    /// The master key that seals.
+    pub fn master_id(&self) -> KeyId {
+        self.source.masters().current.id
+    }
+
+    /// The master keys that only open.
+    pub fn other_master_ids(&self) -> Vec<KeyId> {
+        self.source.masters().others.iter().map(|master| master.id).collect()
+    }
+
+    /// Looks at once whether the master key has changed.
+    pub fn look(&self) {
+        self.source.look();
     }
 
     /// The seed of the Ed25519 key that signs sessions.
     pub fn signing_seed(&self) -> &[u8; KEY_LENGTH] {
-        &self.0.signing
+        &self.fixed.signing
     }
 
-    /// Hashes for one purpose, keyed from the master key.
+    /// Hashes for one purpose, keyed from the master key of this moment: for what may be forgotten when that changes. A
+    /// hash that is kept for good wants a [`KeptKey`].
     pub fn hasher(&self, purpose: &str) -> KeyedHash {
-        KeyedHash::new(&self.derive(purpose))
+        KeyedHash::new(&self.source.masters().current.derive(purpose))
+    }
+
+    /// Signs what one process says to another.
+    pub(crate) fn assert(&self, bytes: &[u8]) -> [u8; 32] {
+        self.source.masters().current.principal().hash(bytes)
+    }
+
+    /// Whether a process of this installation has said that. They need not all have the same master key at the same moment:
+    /// others count while the key of the folder changes, and always where they are given, since processes that are
+    /// restarted one after the other need that. A key that has leaked signs for as long as it counts.
+    pub(crate) fn is_asserted(&self, bytes: &[u8], mac: &[u8]) -> bool {
+        let masters = self.source.masters();
+        let others = if self.source.is_changing() { masters.others.as_slice() } else { &[] };
+        std::iter::once(&masters.current).chain(others).any(|master| master.principal().verify(bytes, mac))
     }
 
     /// Hashes tokens, keyed with the pepper.
     pub fn token_hasher(&self) -> KeyedHash {
-        KeyedHash::new(&self.0.pepper)
+        KeyedHash::new(&self.fixed.pepper)
     }
 
     /// Hashes tokens as they were before the pepper was changed, if it was.
     pub fn previous_token_hasher(&self) -> Option<KeyedHash> {
-        self.0.previous_pepper.as_ref().map(|pepper| KeyedHash::new(pepper))
-    }
-
-    /// Seals and opens data for one purpose.
-    pub fn sealer(&self, purpose: &str) -> Sealer {
-        Sealer::of_key(&self.derive(purpose)).expect("the key has the length that the algorithm asks for")
-    }
-
-    fn derive(&self, purpose: &str) -> [u8; KEY_LENGTH] {
-        KeyedHash::new(&self.0.master).hash(format!("paperkey/{purpose}").as_bytes())
+        self.fixed.previous_pepper.as_ref().map(|pepper| KeyedHash::new(pepper))
     }
 }
 
@@ -182,131 +252,9 @@ impl fmt::Debug for KeyedHash {
     }
 }
 
-/// Seals data at rest with ChaCha20-Poly1305, bound to what it belongs to.
-#[derive(Clone)]
-pub struct Sealer(Arc<LessSafeKey>);
-
-/// Sealed data that cannot be opened: damaged, moved, or sealed under another key.
-#[derive(Debug, thiserror::Error)]
-#[error("sealed data cannot be opened: it is damaged, was moved, or was sealed under another master key")]
-pub struct CannotOpen;
-
-impl Sealer {
-    /// Seals under that key, if it has the length that the algorithm asks for.
-    pub fn of_key(key: &[u8]) -> Option<Self> {
-        let key = UnboundKey::new(&CHACHA20_POLY1305, key).ok()?;
-        Some(Self(Arc::new(LessSafeKey::new(key))))
-    }
-
-    /// Seals some bytes. `owner` (such as the id of the row) must be named again to open them.
-    pub fn seal(&self, owner: &str, plain: &[u8]) -> Vec<u8> {
-        let nonce: [u8; NONCE_LEN] = rand::rng().random();
-        let mut sealed = Vec::with_capacity(1 + NONCE_LEN + plain.len() + CHACHA20_POLY1305.tag_len());
-        sealed.push(SEALED_V1);
-        sealed.extend_from_slice(&nonce);
-        let mut body = plain.to_vec();
-        self.0
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(owner.as_bytes()), &mut body)
-            .expect("data far below the algorithm's limit can be sealed");
-        sealed.append(&mut body);
-        sealed
-    }
-
-    /// Opens what was sealed for that owner.
-    pub fn open(&self, owner: &str, sealed: &[u8]) -> Result<Vec<u8>, CannotOpen> {
-        let body = sealed.strip_prefix(&[SEALED_V1]).ok_or(CannotOpen)?;
-        let (nonce, body) = body.split_first_chunk::<NONCE_LEN>().ok_or(CannotOpen)?;
-        let mut body = body.to_vec();
-        let plain = self
-            .0
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(owner.as_bytes()), &mut body)
-            .map_err(|_| CannotOpen)?;
-        Ok(plain.to_vec())
-    }
-}
-
-impl fmt::Debug for Sealer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Sealer([redacted])")
-    }
-}
-
 fn decode(text: &str) -> Option<[u8; KEY_LENGTH]> {
     let mut bytes = BASE64.decode(text.trim()).ok()?;
     let key = bytes.as_slice().try_into().ok();
     bytes.zeroize();
     key
-}
-
-/// Creates the file only where there is none, so that two first starts cannot each keep a key of their own.
-fn read_or_create(path: &Path) -> io::Result<[u8; KEY_LENGTH]> {
-    let damaged = || {
-        let message = format!("{} does not hold 32 bytes in base64; restore it from a backup", path.display());
-        io::Error::new(io::ErrorKind::InvalidData, message)
-    };
-    match fs::read_to_string(path) {
-        Ok(text) => return decode(&text).ok_or_else(damaged),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let key: [u8; KEY_LENGTH] = rand::rng().random();
-    // Written whole beside it and linked into place: a crash leaves either no file or a good one.
-    let draft = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(BASE64.encode(key).as_bytes())?;
-    file.sync_all()?;
-    let linked = fs::hard_link(&draft, path);
-    fs::remove_file(&draft)?;
-    match linked {
-        Ok(()) => Ok(key),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            decode(&fs::read_to_string(path)?).ok_or_else(damaged)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_sealed_opens_only_for_its_owner_and_purpose() {
-        let keys = Keyring::for_tests();
-        let sealed = keys.sealer("licence-key").seal("lic_1", b"K7WX9");
-        assert_eq!(keys.sealer("licence-key").open("lic_1", &sealed).unwrap(), b"K7WX9");
-        assert!(keys.sealer("licence-key").open("lic_2", &sealed).is_err());
-        assert!(keys.sealer("outbox").open("lic_1", &sealed).is_err());
-        assert!(keys.sealer("licence-key").open("lic_1", &sealed[..sealed.len() - 1]).is_err());
-        assert!(keys.sealer("licence-key").open("lic_1", b"").is_err());
-    }
-
-    #[test]
-    fn the_keys_of_a_folder_are_made_once() {
-        let folder = std::env::temp_dir().join(format!("paperkey-keys-{}", std::process::id()));
-        let first = Keyring::load_or_create(&folder).unwrap();
-        let second = Keyring::load_or_create(&folder).unwrap();
-        assert_eq!(first.0.master, second.0.master);
-        assert_ne!(first.0.master, first.0.pepper);
-        fs::remove_dir_all(&folder).unwrap();
-    }
-
-    #[test]
-    fn a_changed_pepper_leaves_the_way_to_the_one_before() {
-        let old = Keyring::for_tests();
-        assert!(old.previous_token_hasher().is_none());
-        let pepper = Secret::new(BASE64.encode([9; KEY_LENGTH]));
-        let key = Secret::new(BASE64.encode([1; KEY_LENGTH]));
-        let new = Keyring::from_base64(&key, &pepper, &key).unwrap();
-        let new = new.with_previous_pepper(&Secret::new(BASE64.encode([2; KEY_LENGTH]))).unwrap();
-        assert_eq!(new.previous_token_hasher().unwrap().hash(b"token"), old.token_hasher().hash(b"token"));
-        assert_ne!(new.token_hasher().hash(b"token"), old.token_hasher().hash(b"token"));
-        assert!(old.with_previous_pepper(&Secret::new("short")).is_err());
-    }
-
-    #[test]
-    fn a_secret_is_not_printed() {
-        assert_eq!(format!("{:?}", Secret::new("hunter2")), "[redacted]");
-        assert_eq!(serde_json::to_string(&Secret::new("hunter2")).unwrap(), "\"[redacted]\"");
-    }
 }

@@ -729,15 +729,15 @@ async fn migrations_go_up_down_and_up(db: Database) {
     let states = |states: Vec<paperkey_kit::db::MigrationStatus>| -> Vec<MigrationState> {
         states.into_iter().map(|status| status.state).collect()
     };
-    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Applied; 3]);
-    assert_eq!(states(db.migration_status::<Old>().await.unwrap()), [Applied, Applied, Unknown]);
+    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Applied; 4]);
+    assert_eq!(states(db.migration_status::<Old>().await.unwrap()), [Applied, Applied, Applied, Unknown]);
     assert!(db.pending_migrations::<Old>().await.unwrap().is_empty(), "newer is good enough");
     add(&db, "before").await.unwrap();
     db.migrate_down::<Migrator>(1).await.unwrap();
     assert_eq!(db.pending_migrations::<Migrator>().await.unwrap(), ["test_0001_seats"]);
     assert!(add(&db, "nowhere").await.is_err());
-    db.migrate_down::<Migrator>(2).await.unwrap();
-    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Pending; 3]);
+    db.migrate_down::<Migrator>(3).await.unwrap();
+    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Pending; 4]);
     let (one, two) = tokio::join!(db.migrate_up::<Migrator>(), db.migrate_up::<Migrator>());
     one.unwrap();
     two.unwrap();
@@ -778,7 +778,7 @@ async fn an_empty_database_has_everything_pending() {
     for db in [Some(TestDb::sqlite()), TestDb::postgres().await].into_iter().flatten() {
         let database = db.open().await;
         database.ping().await.unwrap();
-        assert_eq!(database.pending_migrations::<Migrator>().await.unwrap().len(), 3);
+        assert_eq!(database.pending_migrations::<Migrator>().await.unwrap().len(), 4);
         database.close().await;
         db.remove().await;
     }
@@ -799,4 +799,40 @@ async fn a_feed_that_is_off_writes_nothing() {
     .await
     .unwrap();
     assert_eq!(latest_seq(&db).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_from_before_the_clock_was_set_back_keeps_nobody_waiting() {
+    const TTL: Duration = Duration::from_secs(30);
+    for place in [Some(TestDb::sqlite()), TestDb::postgres().await].into_iter().flatten() {
+        let (clock, hand) = Clock::manual(1_790_000_000_000);
+        let mut options = place.options();
+        options.clock = clock;
+        let db = Database::open(options).await.unwrap();
+        db.migrate_up::<Migrator>().await.unwrap();
+        let leases = Leases::new(db.clone());
+        assert!(leases.try_hold("job", "dead", TTL).await.unwrap());
+
+        // Clocks that differ by less than the time of a lease are still believed.
+        hand.advance_ms(-30_000);
+        assert!(!leases.try_hold("job", "living", TTL).await.unwrap());
+        hand.advance_ms(-1);
+        assert!(leases.try_hold("job", "living", TTL).await.unwrap());
+        assert!(!leases.try_hold("job", "other", TTL).await.unwrap());
+        assert!(!leases.renew("job", "dead", TTL).await.unwrap());
+
+        // Who holds one goes on with it, and from then on it ends when it should.
+        hand.advance_ms(-3_600_000);
+        assert!(leases.renew("job", "living", TTL).await.unwrap());
+        assert!(!leases.try_hold("job", "other", TTL).await.unwrap());
+        hand.advance_ms(30_000);
+        assert!(!leases.renew("job", "living", TTL).await.unwrap());
+        assert!(leases.try_hold("job", "other", TTL).await.unwrap());
+
+        // Forward it was never a matter of belief.
+        hand.advance_ms(3_600_000);
+        assert!(leases.try_hold("job", "living", TTL).await.unwrap());
+        db.close().await;
+        place.remove().await;
+    }
 }

@@ -8,14 +8,16 @@ use common::{
     CLIENT, PRODUCT, START_MS, TEST_CLIENT, TEST_PRODUCT, World, activation, deactivation, mask, owner, public_key,
     reason, refused, secret_key, validation,
 };
+use futures_util::stream;
 use paperkey_kit::{db::Database, store_suite, values::timestamp};
 use paperkey_proto::{
     Contract, Error,
     errors::v1::Reason,
     events::v1::Event,
     licensing::v1::{
-        CreateLicenseRequest, DeleteActivationRequest, GetLicenseRequest, License, ListLicensesRequest,
-        ReinstateLicenseRequest, RevokeLicenseRequest, UpdateLicenseRequest, ValidationCode,
+        BatchCreateLicensesRequest, CreateLicenseRequest, DeleteActivationRequest, ExportLicensesRequest,
+        GetLicenseRequest, ImportLicensesRequest, License, ListLicensesRequest, ReinstateLicenseRequest,
+        RevokeLicenseRequest, UpdateLicenseRequest, ValidationCode,
     },
     options::v1::{Caller as Kind, Scope},
     principal::v1::{Mode, Principal, Role},
@@ -220,7 +222,7 @@ async fn neither_world_sees_the_other_by_any_method(database: Database) {
             assert_eq!(reason, Reason::NotFound, "{method}");
             asked.insert(method);
         };
-        absent("CreateLicense", reason(vendor.create_license(create).await));
+        absent("CreateLicense", reason(vendor.create_license(create.clone()).await));
         absent("GetLicense", reason(vendor.get_license(GetLicenseRequest { id: id.clone() }).await));
         let update = UpdateLicenseRequest { email: Some("a@b.cd".into()), ..update_of(&id) };
         absent("UpdateLicense", reason(vendor.update_license(update).await));
@@ -244,6 +246,28 @@ async fn neither_world_sees_the_other_by_any_method(database: Database) {
             assert!(listed.iter().all(|listed| listed.id != id));
         }
         asked.insert("ListLicenses");
+        let export = ExportLicensesRequest { format: "csv".into(), ..ExportLicensesRequest::default() };
+        let mut pieces = vendor.export_licenses(export).await.unwrap().into_inner();
+        while let Some(piece) = pieces.message().await.unwrap() {
+            assert!(!String::from_utf8(piece.data).unwrap().contains(&license.key));
+        }
+        asked.insert("ExportLicenses");
+        let batch = BatchCreateLicensesRequest { licenses: vec![create.clone()] };
+        let refusal = refused(vendor.batch_create_licenses(batch).await);
+        assert_eq!(field_of(&refusal), "licenses[0].product_id");
+        asked.insert("BatchCreateLicenses");
+        // A key of one is nothing that an import into the other makes, finds, or learns more of.
+        for (product, expected) in [(product, "not_found"), (foreign_product, "conflict")] {
+            let data = format!("product_id,key\n{product},{}\n", license.key).into_bytes();
+            let file = ImportLicensesRequest { product_id: String::new(), data };
+            let mut report = vendor.import_licenses(stream::iter([file])).await.unwrap().into_inner();
+            let mut text = String::new();
+            while let Some(piece) = report.message().await.unwrap() {
+                text.push_str(std::str::from_utf8(&piece.data).unwrap());
+            }
+            assert!(text.contains(&format!("\"code\":\"{expected}\"")) && !text.contains(&id), "{text}");
+        }
+        asked.insert("ImportLicenses");
         let methods = Contract::get().methods().iter().filter_map(|method| {
             let path = method.path.strip_prefix("/paperkey.licensing.v1.")?;
             Some(path.split_once('/').unwrap().1)

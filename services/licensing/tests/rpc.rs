@@ -329,3 +329,85 @@ async fn a_deleted_product_takes_its_licences_with_it() {
     let outsider = IntakeServiceClient::new(world.way(owner())).ingest_events(IngestEventsRequest::default()).await;
     assert_eq!(reason(outsider), Reason::ScopeInsufficient);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_patch_changes_what_it_names_and_nothing_else() {
+    let world = World::new().await;
+    let issued = CreateLicenseRequest {
+        email: Some("ann@example.com".into()),
+        max_activations: Some(3),
+        expires_at: Some(timestamp(START_MS + 60_000)),
+        metadata: struct_of(&json!({"plan": "pro", "seats": {"a": 1, "b": [1, 2]}, "note": null})),
+        ..CreateLicenseRequest::default()
+    };
+    let license = world.issue(issued).await;
+    let id = license.id.clone();
+    let patch = |paths: Option<&[&str]>, change: fn(&mut UpdateLicenseRequest)| {
+        let mut request =
+            UpdateLicenseRequest { id: id.clone(), update_mask: paths.map(mask), ..UpdateLicenseRequest::default() };
+        change(&mut request);
+        async { world.vendor(owner()).update_license(request).await.map(|now| now.into_inner().license.unwrap()) }
+    };
+    let metadata = |value: Value| struct_of(&value);
+
+    // Nothing named, the id alone named, or named what is so already: nothing changes.
+    world.hand.advance_ms(1);
+    for paths in [None, Some(&[][..]), Some(&["id"][..])] {
+        assert_eq!(patch(paths, |_| {}).await.unwrap(), license);
+    }
+    let same = patch(Some(&["max_activations"]), |request| request.max_activations = Some(3)).await.unwrap();
+    assert_eq!(same, license);
+    // What is there and not named stays, and what is named and not there is cleared.
+    let unnamed = patch(Some(&["max_activations"]), |request| request.email = Some("b@b.cd".into())).await.unwrap();
+    assert_eq!((unnamed.max_activations, unnamed.email.as_deref()), (None, Some("ann@example.com")));
+    assert_eq!((unnamed.updated_at, unnamed.created_at), (Some(timestamp(START_MS + 1)), license.created_at));
+    // Without a mask, what is there is named.
+    let bare = patch(None, |request| request.max_activations = Some(0)).await.unwrap();
+    assert_eq!((bare.max_activations, bare.email.as_deref()), (Some(0), Some("ann@example.com")));
+    let cleared = patch(Some(&["email", "client_id"]), |_| {}).await.unwrap();
+    assert_eq!((cleared.email, cleared.max_activations), (None, Some(0)));
+
+    // Members are set, removed and merged at every depth; a list is a value.
+    let merged = patch(Some(&["metadata"]), |request| {
+        request.metadata =
+            struct_of(&json!({"plan": null, "absent": null, "seats": {"a": null, "b": [3], "c": {"d": null}}}));
+    });
+    // A null that was stored is none of a patch, and is kept.
+    assert_eq!(merged.await.unwrap().metadata, metadata(json!({"seats": {"b": [3], "c": {}}, "note": null})));
+    let replaced =
+        patch(Some(&["metadata"]), |request| request.metadata = struct_of(&json!({"seats": 1}))).await.unwrap();
+    assert_eq!(replaced.metadata, metadata(json!({"seats": 1, "note": null})));
+    let untouched = patch(Some(&["metadata"]), |request| request.metadata = struct_of(&json!({}))).await.unwrap();
+    assert_eq!(untouched.metadata, replaced.metadata);
+    let none = patch(Some(&["metadata"]), |_| {}).await.unwrap();
+    assert_eq!(none.metadata, None);
+    let anew = patch(Some(&["metadata"]), |request| request.metadata = struct_of(&json!({"a": null, "b": 1}))).await;
+    assert_eq!(anew.unwrap().metadata, metadata(json!({"b": 1})));
+    // The bound is that of what comes out.
+    let half = patch(Some(&["metadata"]), |request| request.metadata = struct_of(&json!({"x": "x".repeat(9_000)})));
+    assert!(half.await.is_ok());
+    let both = patch(Some(&["metadata"]), |request| request.metadata = struct_of(&json!({"y": "y".repeat(9_000)})));
+    assert_eq!(refused(both.await).violations()[0].field, "metadata");
+
+    // An end in the past expires it, a later one and none at all make it active again.
+    let past =
+        patch(Some(&["expires_at"]), |request| request.expires_at = Some(timestamp(START_MS - 1))).await.unwrap();
+    assert_eq!(past.status(), LicenseStatus::Expired);
+    let later = patch(None, |request| request.expires_at = Some(timestamp(START_MS + 10_000))).await.unwrap();
+    assert_eq!(later.status(), LicenseStatus::Active);
+    let never = patch(Some(&["expires_at"]), |_| {}).await.unwrap();
+    assert_eq!((never.status(), never.expires_at), (LicenseStatus::Active, None));
+
+    for (refusal, field) in [
+        (patch(Some(&["key"]), |_| {}).await, "key"),
+        (patch(Some(&["email", "status"]), |_| {}).await, "status"),
+        (patch(None, |request| request.max_activations = Some(-1)).await, "max_activations"),
+        (patch(None, |request| request.email = Some("nobody".into())).await, "email"),
+        (patch(None, |request| request.expires_at = Some(timestamp(-1))).await, "expires_at"),
+        (patch(None, |request| request.client_id = Some("cli_none".into())).await, "client_id"),
+    ] {
+        assert_eq!(refused(refusal).violations()[0].field, field);
+    }
+    let got = world.vendor(owner()).get_license(GetLicenseRequest { id: id.clone() }).await.unwrap().into_inner();
+    assert_eq!(got.license.unwrap(), never);
+}

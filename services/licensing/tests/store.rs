@@ -1,19 +1,23 @@
 //! The store of licences, on both engines: slots under any concurrency, caches that never lie, one event an expiry.
 
-use std::sync::Arc;
+mod common;
+
+use std::{sync::Arc, time::Duration};
+
+use common::World;
 
 use paperkey_kit::{
     clock::Clock,
     db::{Database, DbError, Engine},
     principal::{Caller, Tenant},
-    secrets::Keyring,
+    secrets::{Keyring, Purpose},
     store_suite,
     values::{Page, struct_of},
 };
 use paperkey_licensing::{
     domain::{
         Fault,
-        license::{Changes, License, Status, Terms, Verdict},
+        license::{Changes, Draft, License, Status, Terms, Verdict},
         license_key::LicenseKey,
     },
     store::{Act, Failure, Filter, Store, TenantStore},
@@ -46,6 +50,12 @@ store_suite! {
     each_expiry_is_told_once_whoever_sweeps_and_after_downtime,
     extending_arms_the_event_again,
     a_revoked_licence_expires_when_it_is_reinstated,
+    many_sweeps_at_once_tell_each_expiry_once,
+    ten_thousand_that_came_due_during_an_outage_are_told_in_bounded_portions,
+    an_expiry_is_told_once_however_the_clock_goes,
+    an_extension_that_races_the_sweep_is_told_and_armed,
+    a_damaged_licence_holds_up_no_other,
+    a_dead_process_of_before_the_clock_was_set_back_holds_up_no_expiry,
     revoking_twice_at_once_is_told_once,
     merges_of_metadata_follow_each_other,
     a_key_in_use_is_passed_over,
@@ -150,7 +160,7 @@ async fn events(database: &Database) -> Vec<Event> {
         };
         Ok::<_, DbError>(rows.iter().map(row).collect::<Vec<_>>())
     });
-    let sealer = Keyring::for_tests().sealer("outbox/v1");
+    let sealer = Keyring::for_tests().sealer(Purpose::Outbox);
     let open =
         |(id, payload): (String, Vec<u8>)| Event::decode(sealer.open(&id, &payload).unwrap().as_slice()).unwrap();
     job.await.unwrap().into_iter().map(open).collect()
@@ -472,6 +482,178 @@ async fn a_revoked_licence_expires_when_it_is_reinstated(database: Database) {
     assert_eq!(store.expire_due().await.unwrap(), 1);
     let told = ["license.created", "license.revoked", "license.reinstated", "license.expired"];
     assert_eq!(topics(&database).await, told);
+}
+
+/// So many licences that end at that time.
+async fn issue_all(store: &Store, count: usize, expires_at_ms: i64) -> Vec<License> {
+    let mut licenses = Vec::new();
+    while licenses.len() < count {
+        let terms = Terms { expires_at_ms: Some(expires_at_ms), ..terms(None) };
+        let drafts = vec![
+            Draft { product_id: PRODUCT.into(), terms, key: None, revoked_at_ms: None };
+            (count - licenses.len()).min(1_000)
+        ];
+        licenses.extend(all(store).create_all(drafts, act()).await.unwrap());
+    }
+    licenses
+}
+
+/// The ids of the licences whose expiry was told, sorted; each as often as it was told.
+async fn expired(database: &Database) -> Vec<String> {
+    let told = events(database).await.into_iter().filter(|event| event.topic == "license.expired");
+    let id = |event: Event| serde_json::from_str::<Value>(&event.data_json).unwrap()["id"].as_str().unwrap().to_owned();
+    let mut ids: Vec<_> = told.map(id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+fn sorted_ids(licenses: &[License]) -> Vec<String> {
+    let mut ids: Vec<_> = licenses.iter().map(|license| license.id.clone()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+async fn many_sweeps_at_once_tell_each_expiry_once(database: Database) {
+    let (clock, hand) = Clock::manual(START_MS);
+    let stores = [store(&database, &clock), store(&database, &clock)];
+    for round in 1..=3 {
+        let licenses = issue_all(&stores[0], 1_200, clock.now_ms() + 1).await;
+        hand.advance_ms(1);
+        let start = Arc::new(Barrier::new(24));
+        let mut sweeps = JoinSet::new();
+        for sweep in 0..24 {
+            let (store, start) = (stores[sweep % 2].clone(), Arc::clone(&start));
+            sweeps.spawn(async move {
+                start.wait().await;
+                // Nobody waits for anybody, so nobody is refused either.
+                store.expire_due().await.unwrap()
+            });
+        }
+        assert_eq!(sweeps.join_all().await.iter().sum::<u64>(), 1_200);
+        assert_eq!(stores[1].expire_due().await.unwrap(), 0);
+        let told = expired(&database).await;
+        assert_eq!(told.len(), 1_200 * round);
+        assert!(sorted_ids(&licenses).iter().all(|id| told.binary_search(id).is_ok()));
+    }
+    let mut told = expired(&database).await;
+    told.dedup();
+    assert_eq!(told.len(), 3_600);
+}
+
+async fn ten_thousand_that_came_due_during_an_outage_are_told_in_bounded_portions(database: Database) {
+    let (clock, hand) = Clock::manual(START_MS);
+    let store = store(&database, &clock);
+    let licenses = issue_all(&store, 10_000, START_MS + 1).await;
+    hand.advance_ms(5 * DAY_MS);
+    let before = database.stats();
+    assert_eq!(store.expire_due().await.unwrap(), 10_000);
+    let jobs = database.stats().write_jobs - before.write_jobs;
+    assert!((10..=200).contains(&jobs), "{jobs} transactions");
+    assert_eq!(expired(&database).await, sorted_ids(&licenses));
+}
+
+async fn an_expiry_is_told_once_however_the_clock_goes(database: Database) {
+    let (clock, hand) = Clock::manual(START_MS);
+    let store = store(&database, &clock);
+    let licenses = issue_all(&store, 3, START_MS + DAY_MS).await;
+    let until = |at_ms: i64| Changes { expires_at_ms: Some(Some(at_ms)), ..Changes::default() };
+    // Forward by a jump, and back again, and then by itself.
+    for (moved_ms, told) in [(2 * DAY_MS, 3), (-2 * DAY_MS, 0), (DAY_MS - 1, 0), (1, 0), (DAY_MS, 0), (-5 * DAY_MS, 0)]
+    {
+        hand.advance_ms(moved_ms);
+        assert_eq!(store.expire_due().await.unwrap(), told, "by {moved_ms}");
+    }
+    assert_eq!(expired(&database).await, sorted_ids(&licenses));
+    // Early by the clock of then: whoever is given another end is told of that one.
+    all(&store).update(&licenses[0].id, until(START_MS + 2 * DAY_MS), act()).await.unwrap();
+    hand.advance_ms(10 * DAY_MS);
+    assert_eq!(store.expire_due().await.unwrap(), 1);
+    assert_eq!(store.expire_due().await.unwrap(), 0);
+}
+
+async fn an_extension_that_races_the_sweep_is_told_and_armed(database: Database) {
+    let (clock, hand) = Clock::manual(START_MS);
+    let store = store(&database, &clock);
+    let (license, _) = issue(&store, Terms { expires_at_ms: Some(START_MS + 1), ..terms(None) }).await;
+    for round in 1..=30 {
+        hand.advance_ms(1);
+        let start = Arc::new(Barrier::new(4));
+        let mut sweeps = JoinSet::new();
+        for _ in 0..3 {
+            let (store, start) = (store.clone(), Arc::clone(&start));
+            sweeps.spawn(async move {
+                start.wait().await;
+                store.expire_due().await.unwrap()
+            });
+        }
+        start.wait().await;
+        let until = Changes { expires_at_ms: Some(Some(clock.now_ms() + 1)), ..Changes::default() };
+        let extended = all(&store).update(&license.id, until, act()).await.unwrap();
+        assert_eq!(extended.standing.status(clock.now_ms()), Status::Active);
+        sweeps.join_all().await;
+        // Told by the one or by the other, and armed for its new end.
+        assert_eq!(told(&database, "license.expired").await, round);
+        assert_eq!(store.expire_due().await.unwrap(), 0);
+    }
+}
+
+async fn a_damaged_licence_holds_up_no_other(database: Database) {
+    let (clock, hand) = Clock::manual(START_MS);
+    let store = store(&database, &clock);
+    let metadata = Some(json!({"kept": 1}));
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        let terms = Terms { expires_at_ms: Some(START_MS + 1), metadata: metadata.clone(), ..terms(None) };
+        ids.push(issue(&store, terms).await.0.id);
+    }
+    for (id, damage) in ids.iter().zip(["metadata = '{nonsense'", "key_sealed = key_hash", "mode = 'neither'"]) {
+        let sql = format!("UPDATE licenses SET {damage} WHERE id = '{id}'");
+        let job = database.write(move |tx| async move {
+            tx.execute_raw(Statement::from_string(tx.get_database_backend(), sql)).await?;
+            Ok::<_, DbError>(())
+        });
+        job.await.unwrap();
+    }
+    hand.advance_ms(1);
+    assert_eq!(store.expire_due().await.unwrap(), 4);
+    assert_eq!(store.expire_due().await.unwrap(), 0);
+    let mut told = Vec::new();
+    for event in events(&database).await.into_iter().filter(|event| event.topic == "license.expired") {
+        let data: Value = serde_json::from_str(&event.data_json).unwrap();
+        told.push((data["id"].as_str().unwrap().to_owned(), data["key"].is_null(), data["metadata"].is_null()));
+    }
+    told.sort_unstable();
+    let mut expected = [(ids[0].clone(), false, true), (ids[1].clone(), true, false), (ids[3].clone(), false, false)];
+    expected.sort_unstable();
+    assert_eq!(told, expected);
+
+    // What can be read of them is listed, and a change leaves alone what it does not change.
+    let page = Page::new(None, "").unwrap();
+    assert_eq!(all(&store).list(Filter::default(), page).await.unwrap().0.len(), 3);
+    let change = Changes { email: Some(Some("a@b.cd".into())), ..Changes::default() };
+    assert_eq!(all(&store).update(&ids[0], change, act()).await.unwrap().metadata, None);
+    let kept = "SELECT COUNT(*) AS n FROM licenses WHERE metadata = '{nonsense'";
+    assert_eq!(number(&database, kept).await, 1);
+}
+
+async fn a_dead_process_of_before_the_clock_was_set_back_holds_up_no_expiry(database: Database) {
+    let (clock, _) = Clock::manual(START_MS);
+    issue_all(&store(&database, &clock), 3, START_MS - 1).await;
+    // Leases go by the clock of the database.
+    let until_ms = database.clock().now_ms() + DAY_MS;
+    let job = database.write(move |tx| async move {
+        let sql = format!("INSERT INTO leases (name, holder, until_ms) VALUES ('license-expiry', 'dead', {until_ms})");
+        tx.execute_raw(Statement::from_string(tx.get_database_backend(), sql)).await?;
+        Ok::<_, DbError>(())
+    });
+    job.await.unwrap();
+    let mut world = World::on(database);
+    let mut told = 0;
+    while told < 3 {
+        let (topic, _) = tokio::time::timeout(Duration::from_mins(1), world.event()).await.unwrap();
+        told += usize::from(topic == "license.expired");
+    }
+    world.end().await;
 }
 
 async fn revoking_twice_at_once_is_told_once(database: Database) {
@@ -853,7 +1035,7 @@ async fn the_schema_goes_back_and_forth_and_knows_whose_products_there_are(datab
     let store = store(&database, &Clock::system());
     issue(&store, terms(None)).await;
     all(&store).forget_product("prod_gone", act()).await.unwrap();
-    database.migrate_down::<paperkey_migrations::licensing::Migrator>(1).await.unwrap();
+    database.migrate_down::<paperkey_migrations::licensing::Migrator>(2).await.unwrap();
     database.migrate_up::<paperkey_migrations::licensing::Migrator>().await.unwrap();
     let known = "SELECT COUNT(*) AS n FROM products WHERE id = 'prod_1' AND team_id = 'team_1'";
     assert_eq!(number(&database, known).await, 1);

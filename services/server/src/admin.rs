@@ -14,7 +14,7 @@ use clap::Subcommand;
 use paperkey_auth::admin::{Admin, Care, Existing, Rotates};
 use paperkey_kit::{clock::Clock, config::Config, db::Engine, secrets::Secret, shutdown::Shutdown};
 
-use crate::{Failure, say, storage};
+use crate::{Failure, rotate, say, storage};
 
 /// How often a process that serves looks whether the system key is to be rotated.
 const EVERY: Duration = Duration::from_hours(1);
@@ -50,13 +50,29 @@ pub(crate) enum Command {
         #[arg(long, requires = "rotate")]
         now: bool,
     },
+    /// Change the master key, and seal everything anew under it while the product runs
+    ///
+    /// Where the keys are kept in the data folder, this makes a new one. Where they are given by the configuration, it says
+    /// what to do there first. The pepper and the key that signs sessions are not changed.
+    RotateSecrets {
+        /// Only say what is sealed under which key
+        #[arg(long)]
+        status: bool,
+        /// Only remove older keys that nothing is sealed under any more
+        #[arg(long, conflicts_with = "status")]
+        retire: bool,
+    },
 }
 
 pub(crate) async fn run(config: &Config, command: &Command) -> Result<(), Failure> {
+    if let Command::RotateSecrets { status, retire } = command {
+        return rotate::run(config, *status, *retire).await;
+    }
     let clock = Clock::system();
     let database = storage::open_current(config, "auth", &clock).await?;
     // This process serves nothing: what it changes reaches those that do by the feed.
-    let admin = Admin::new(database.clone(), &config.keyring()?, Arc::default())?;
+    let keys = config.keyring()?.with_kept(&database, "auth").await?;
+    let admin = Admin::new(database.clone(), &keys, Arc::default())?;
     match command {
         Command::CreateAccount { email, name } => {
             let password = password()?;
@@ -86,6 +102,8 @@ pub(crate) async fn run(config: &Config, command: &Command) -> Result<(), Failur
             };
             system_key(config, &admin, database.engine(), existing).await?;
         }
+        // It needs all databases, and no account.
+        Command::RotateSecrets { .. } => {}
     }
     database.close().await;
     Ok(())

@@ -21,7 +21,8 @@ pub(crate) async fn run(config: &Config, command: &Command) -> Result<(), Failur
     if let Some(problem) = storage::schema_problem(&database, "auth").await? {
         return Err(Failure(problem));
     }
-    let log = AuditLog::new(database.clone(), &config.keyring()?, &config.server.data);
+    let keys = config.keyring()?.with_kept(&database, "auth").await?;
+    let log = AuditLog::new(database.clone(), &keys, &config.server.data);
     let verdict = log.verify().await?;
     database.close().await;
     match verdict {

@@ -4,8 +4,12 @@
 
 mod admin;
 mod audit;
+mod client;
+mod licenses;
+mod listen;
 mod migrate;
 mod process;
+mod rotate;
 mod storage;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, process::ExitCode};
@@ -69,6 +73,11 @@ enum Command {
     /// Look at the audit log
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Bring the events of a product, or of a team, to a server on this machine
+    Listen(listen::Listen),
+    /// Issue licences from a file, or write them into one
+    #[command(subcommand)]
+    Licenses(licenses::Command),
 }
 
 #[derive(Debug, Subcommand)]
@@ -118,6 +127,13 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    // What only calls the API needs no installation, and no sound configuration of one.
+    match &cli.command {
+        Command::Listen(command) => return runtime()?.block_on(listen::run(command)),
+        Command::Licenses(command) => return runtime()?.block_on(licenses::run(command)),
+        _ => {}
+    }
     let config = load(&cli.flags)?;
     match &cli.command {
         Command::Config(ConfigCommand::Print) => {
@@ -130,8 +146,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         }
         _ => {}
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         match &cli.command {
             Command::Serve => process::run(config, Part::All).await,
             Command::Gateway => process::run(config, Part::Gateway).await,
@@ -142,7 +157,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             Command::Migrate(command) => migrate::run(&config, command).await,
             Command::Admin(command) => admin::run(&config, command).await,
             Command::Audit(command) => audit::run(&config, command).await,
-            Command::Config(_) => Ok(()),
+            Command::Config(_) | Command::Listen(_) | Command::Licenses(_) => Ok(()),
         }
     })
 }
@@ -171,4 +186,23 @@ fn say(text: impl fmt::Display) {
 #[expect(clippy::print_stderr, reason = "a command that failed says why, also before logging has begun")]
 fn say_error(text: impl fmt::Display) {
     eprintln!("paperkey: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_fit_together() {
+        Cli::command().debug_assert();
+        for line in ["--product prod_1", "--team team_1", "--product prod_1 --team team_1 --mode test --url http://a"] {
+            let line = format!("paperkey listen --forward http://localhost:3000/ --events a,b {line}");
+            Cli::try_parse_from(line.split(' ')).unwrap();
+        }
+        assert!(Cli::try_parse_from(["paperkey", "listen", "--forward", "http://localhost:3000/"]).is_err());
+        Cli::try_parse_from(["paperkey", "licenses", "export", "--format", "ndjson", "-o", "-"]).unwrap();
+        Cli::try_parse_from(["paperkey", "licenses", "import", "-", "--product", "prod_1"]).unwrap();
+    }
 }

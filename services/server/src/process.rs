@@ -21,6 +21,7 @@ use paperkey_kit::{
     db::{Database, Engine},
     host::{self, GrpcHost, Operations},
     incidents::Incidents,
+    lease::Leases,
     limits::{Limiter, MemoryLimiter, RedisLimiter, RedisOptions, RedisStats, StoreState, Subjects},
     policy::Guarded,
     principal::Signer,
@@ -219,6 +220,11 @@ impl Process {
         }
         self.owned.extend(storage::own(config, service)?);
         let database = storage::open_current(config, service, &self.clock).await?;
+        let keys = &keys.clone().with_kept(&database, service).await?;
+        if database.engine() == Engine::Sqlite {
+            // The file is this process's alone. What a killed one still holds would only keep events waiting.
+            Leases::new(database.clone()).end_all().await?;
+        }
         let deps = ServiceDeps {
             database: database.clone(),
             keys: keys.clone(),
@@ -239,7 +245,7 @@ impl Process {
             "auth" => paperkey_auth::assemble(deps, auth_config(config, epochs, public_url)?)?,
             "catalog" => paperkey_catalog::assemble(deps)?,
             "licensing" => paperkey_licensing::assemble(deps)?,
-            _ => paperkey_webhook::assemble(deps, webhook_config(config))?,
+            _ => paperkey_webhook::assemble(deps, webhook_config(config)?)?,
         };
         let rpcs = reflection::add_to(rpcs, |_| true)?;
         let authenticator = Arc::clone(&self.authenticator) as _;
@@ -309,6 +315,7 @@ impl Process {
                 subjects: self.subjects.clone(),
                 audit: self.audit.clone(),
                 incidents: Some(Arc::clone(&self.incidents)),
+                shutdown: Some(shutdown.clone()),
             },
         )?;
         let handle = move |request, peer| gateway.handle(request, peer);
@@ -390,16 +397,23 @@ fn auth_config(config: &Config, epochs: &Arc<Epochs>, public_url: &str) -> Resul
     })
 }
 
-fn webhook_config(config: &Config) -> WebhookConfig {
+fn webhook_config(config: &Config) -> Result<WebhookConfig, Failure> {
     let webhooks = &config.webhooks;
-    WebhookConfig {
+    let unreadable =
+        |error| Failure(format!("webhooks.ca_file cannot be read ({error}): name a file of PEM certificates"));
+    let extra_ca = webhooks.ca_file.as_ref().map(std::fs::read).transpose().map_err(unreadable)?;
+    Ok(WebhookConfig {
         allow_http: webhooks.allow_http,
         allow_private_networks: webhooks.allow_private_networks,
         timeout_ms: webhooks.timeout_ms,
         max_in_flight_per_endpoint: webhooks.max_in_flight_per_endpoint,
         retry_schedule_s: webhooks.retry_schedule_s.clone(),
+        held_days: webhooks.held_days,
+        kept_days: webhooks.kept_days,
+        name_servers: webhooks.name_servers.clone(),
+        extra_ca,
         version: VERSION,
-    }
+    })
 }
 
 fn public_url(config: &Config, listening: std::net::SocketAddr) -> String {
@@ -428,17 +442,17 @@ fn welcome(url: &str, first_start: bool) {
 }
 
 /// What tells a process to end. Listened to from the start and to the end, so that none is missed in between.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, Failure> {
+    pub(crate) fn new() -> Result<Self, Failure> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn received(&mut self) {
+    pub(crate) async fn received(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

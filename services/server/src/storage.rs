@@ -10,6 +10,7 @@ use paperkey_kit::{
     clock::Clock,
     config::Config,
     db::{Database, DatabaseOptions, DatabaseUrl, DbError, Engine, MigrationState, MigrationStatus},
+    service::SERVICES,
 };
 use paperkey_migrations::{auth, catalog, licensing, webhook};
 
@@ -30,15 +31,20 @@ pub(crate) async fn open(config: &Config, service: &'static str, clock: &Clock) 
 /// Opens a service's database for serving: migrated, or refused with what to do.
 pub(crate) async fn open_current(config: &Config, service: &'static str, clock: &Clock) -> Result<Database, Failure> {
     let database = open(config, service, clock).await?;
+    make_current(&database, service).await?;
+    Ok(database)
+}
+
+async fn make_current(database: &Database, service: &str) -> Result<(), Failure> {
     match database.engine() {
-        Engine::Sqlite => migrate_up(&database, service).await?,
+        Engine::Sqlite => migrate_up(database, service).await?,
         Engine::Postgres => {
-            if let Some(problem) = schema_problem(&database, service).await? {
+            if let Some(problem) = schema_problem(database, service).await? {
                 return Err(Failure(problem));
             }
         }
     }
-    Ok(database)
+    Ok(())
 }
 
 /// What keeps the schema from being served, if anything.
@@ -52,6 +58,79 @@ pub(crate) async fn schema_problem(database: &Database, service: &str) -> Result
     Ok((pending > 0).then(|| {
         format!("the schema of {service} is {pending} migrations behind: run `paperkey migrate up` and start again")
     }))
+}
+
+/// What is to be had of the databases that a configuration reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All of them.
+    All,
+    /// Those that are there, of which there is one at least.
+    Some,
+}
+
+/// Opens the databases that this configuration reaches, without making any that is not there yet. Another process may
+/// have them open as well. Without `changes` a schema that is behind is refused, not migrated.
+pub(crate) async fn open_present(
+    config: &Config,
+    clock: &Clock,
+    wanted: Wanted,
+    changes: bool,
+) -> Result<Vec<(&'static str, Database)>, Failure> {
+    let mut there = Vec::new();
+    for service in SERVICES {
+        if let DatabaseUrl::Sqlite { folder } = config.database_url()
+            && !folder.join(format!("{service}.db")).try_exists()?
+        {
+            continue;
+        }
+        there.push(service);
+    }
+    // Before any is opened.
+    are_there(&there, wanted)?;
+    let mut databases = Vec::new();
+    for service in there {
+        let database = open(config, service, clock).await?;
+        let applied = status(&database, service)
+            .await
+            .map_err(|error| Failure(format!("the database of {service} cannot be reached: {error}")))?
+            .into_iter()
+            .any(|migration| migration.state == MigrationState::Applied);
+        if applied {
+            databases.push((service, database));
+        } else {
+            database.close().await;
+        }
+    }
+    are_there(&databases.iter().map(|(service, _)| *service).collect::<Vec<_>>(), wanted)?;
+    for (service, database) in &databases {
+        if changes {
+            make_current(database, service).await?;
+        } else if let Some(problem) = schema_problem(database, service).await? {
+            return Err(Failure(problem));
+        }
+    }
+    Ok(databases)
+}
+
+fn are_there(there: &[&str], wanted: Wanted) -> Result<(), Failure> {
+    let missing: Vec<&str> = SERVICES.into_iter().filter(|service| !there.contains(service)).collect();
+    let refused = match wanted {
+        Wanted::All => !missing.is_empty(),
+        Wanted::Some => there.is_empty(),
+    };
+    if refused {
+        return Err(not_whole(&format!("there is no database of {}", missing.join(", "))));
+    }
+    Ok(())
+}
+
+/// What is said where a command would take a part of an installation for the whole.
+pub(crate) fn not_whole(what: &str) -> Failure {
+    Failure(format!(
+        "{what}, and nothing was changed: see that --data and database.url are those of the installation, and that \
+         all of it is there"
+    ))
 }
 
 /// Migrates a service's database to the newest schema.

@@ -11,17 +11,19 @@
 
 mod deliver;
 mod domain;
+pub mod forward;
 mod housekeeping;
 mod rpc;
 mod store;
 mod wake;
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use paperkey_kit::{
     audit,
     once::forget_answers,
     service::{Assembled, Rpcs, ServiceDeps, Worker},
+    shutdown::{self, Shutdown},
 };
 use paperkey_proto::{
     Error, events::v1::intake_service_server::IntakeServiceServer,
@@ -31,7 +33,8 @@ use paperkey_proto::{
 use crate::{
     deliver::{Dispatcher, Pace, Sender},
     domain::{endpoint::UrlRules, schedule::Schedule},
-    rpc::{Intake, Webhooks},
+    housekeeping::Retention,
+    rpc::{Intake, Watches, Webhooks},
     store::Store,
     wake::Wake,
 };
@@ -52,6 +55,14 @@ pub struct WebhookConfig {
     pub max_in_flight_per_endpoint: usize,
     /// The waits before the first attempt, the second and so on; as many attempts as there are waits.
     pub retry_schedule_s: Vec<u64>,
+    /// How long deliveries are held for a paused endpoint.
+    pub held_days: u32,
+    /// How long finished deliveries are kept.
+    pub kept_days: u32,
+    /// The name servers that are asked for addresses; those of the system where absent.
+    pub name_servers: Option<Vec<SocketAddr>>,
+    /// Certificates (PEM) that are trusted beside the public ones.
+    pub extra_ca: Option<Vec<u8>>,
     /// The version that the user agent names.
     pub version: &'static str,
 }
@@ -64,6 +75,10 @@ impl Default for WebhookConfig {
             timeout_ms: 5_000,
             max_in_flight_per_endpoint: 5,
             retry_schedule_s: vec![0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400],
+            held_days: 30,
+            kept_days: 30,
+            name_servers: None,
+            extra_ca: None,
             version: env!("CARGO_PKG_VERSION"),
         }
     }
@@ -84,10 +99,13 @@ pub fn assemble(deps: ServiceDeps, config: WebhookConfig) -> Result<Assembled, E
     let (rules, pace) = (config.url_rules(), Pace::new(&config));
     let sender = Sender::new(&config, clock.clone())?;
     let schedule = Arc::new(Schedule::new(config.retry_schedule_s));
+    let retention = Retention::of_days(config.held_days, config.kept_days);
     let store = Store::new(database.clone(), &keys, clock.clone(), schedule, Arc::clone(&wake));
 
     let relay = store.outbox().relay("webhook to auth", database.clone(), NAME, "auth", auth, signer.clone());
-    let webhooks = Webhooks::new(store.clone(), rules, catalog, signer);
+    // Calls are finished before a process ends; watching would go on for minutes, and so is told.
+    let (end_watches, ending) = shutdown::channel();
+    let webhooks = Webhooks::new(store.clone(), rules, catalog, signer, Watches::until(ending));
     let rpcs = Rpcs::new(WebhookServiceServer::new(webhooks))
         .add_service(IntakeServiceServer::new(Intake::new(store.clone())));
 
@@ -96,7 +114,13 @@ pub fn assemble(deps: ServiceDeps, config: WebhookConfig) -> Result<Assembled, E
         forget_answers(database.clone()),
         audit,
         Worker::new("webhook dispatcher", move |shutdown| dispatcher.run(shutdown)),
-        Worker::new("webhook housekeeping", move |shutdown| housekeeping::run(store, database, clock, shutdown)),
+        Worker::new("webhook housekeeping", move |shutdown| {
+            housekeeping::run(store, database, clock, retention, shutdown)
+        }),
+        Worker::new("webhook watches", |mut shutdown: Shutdown| async move {
+            shutdown.wait().await;
+            end_watches.shut_down();
+        }),
         relay,
     ];
     Ok(Assembled { rpcs, workers })

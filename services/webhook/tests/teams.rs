@@ -17,7 +17,8 @@ use paperkey_proto::{
     principal::v1::{Mode, Principal, Role},
     webhook::v1::{
         CreateWebhookRequest, DeleteWebhookRequest, GetDeliveryRequest, GetWebhookRequest, ListDeliveriesRequest,
-        ListWebhooksRequest, UpdateWebhookRequest, Webhook, WebhookStatus,
+        ListWebhooksRequest, RecoverDeliveriesRequest, ReplayDeliveryRequest, RotateWebhookSecretRequest,
+        TestWebhookRequest, UpdateWebhookRequest, WatchEventsRequest, Webhook, WebhookStatus,
     },
 };
 use paperkey_webhook::WebhookConfig;
@@ -91,6 +92,32 @@ impl Source {
         GetDeliveryRequest { product_id, webhook_id: id.into(), delivery_id: delivery_id.into(), team_id }
     }
 
+    fn replay(self, id: &str, delivery_id: &str) -> ReplayDeliveryRequest {
+        let (product_id, team_id) = (self.product_id.into(), self.team_id.into());
+        ReplayDeliveryRequest { product_id, webhook_id: id.into(), delivery_id: delivery_id.into(), team_id }
+    }
+
+    fn recover(self, id: &str) -> RecoverDeliveriesRequest {
+        let (product_id, team_id) = (self.product_id.into(), self.team_id.into());
+        let since = Some(prost_types::Timestamp::default());
+        RecoverDeliveriesRequest { product_id, webhook_id: id.into(), since, team_id }
+    }
+
+    fn test(self, id: &str) -> TestWebhookRequest {
+        let (product_id, team_id) = (self.product_id.into(), self.team_id.into());
+        TestWebhookRequest { product_id, webhook_id: id.into(), team_id }
+    }
+
+    fn rotate(self, id: &str) -> RotateWebhookSecretRequest {
+        let (product_id, team_id) = (self.product_id.into(), self.team_id.into());
+        RotateWebhookSecretRequest { product_id, webhook_id: id.into(), team_id }
+    }
+
+    fn watch(self) -> WatchEventsRequest {
+        let (product_id, team_id) = (self.product_id.into(), self.team_id.into());
+        WatchEventsRequest { product_id, team_id, since: None }
+    }
+
     /// An event that an endpoint of it may have.
     fn event(self) -> &'static str {
         if self.product_id.is_empty() { "api_key.created" } else { "license.created" }
@@ -114,6 +141,11 @@ async fn reasons(
         ("DeleteWebhook", reason(client.delete_webhook(source.delete(id)).await)),
         ("ListDeliveries", reason(client.list_deliveries(source.deliveries(id)).await)),
         ("GetDelivery", reason(client.get_delivery(source.delivery(id, delivery_id)).await)),
+        ("ReplayDelivery", reason(client.replay_delivery(source.replay(id, delivery_id)).await)),
+        ("RecoverDeliveries", reason(client.recover_deliveries(source.recover(id)).await)),
+        ("TestWebhook", reason(client.test_webhook(source.test(id)).await)),
+        ("RotateWebhookSecret", reason(client.rotate_webhook_secret(source.rotate(id)).await)),
+        ("WatchEvents", reason(client.watch_events(source.watch()).await)),
     ]
 }
 
@@ -328,6 +360,11 @@ async fn neither_world_sees_the_other_by_any_method(database: Database) {
                 assert_eq!(reason(client.list_deliveries(source.deliveries(&made.id)).await), Reason::NotFound);
                 let get = source.delivery(&made.id, &delivery.id);
                 assert_eq!(reason(client.get_delivery(get).await), Reason::NotFound);
+                let replay = source.replay(&made.id, &delivery.id);
+                assert_eq!(reason(client.replay_delivery(replay).await), Reason::NotFound);
+                assert_eq!(reason(client.recover_deliveries(source.recover(&made.id)).await), Reason::NotFound);
+                assert_eq!(reason(client.test_webhook(source.test(&made.id)).await), Reason::NotFound);
+                assert_eq!(reason(client.rotate_webhook_secret(source.rotate(&made.id)).await), Reason::NotFound);
                 assert!(listed(&world, other.clone(), source).await.iter().all(|webhook| webhook.id != made.id));
             } else {
                 for (method, reason) in reasons(&world, &other, source, &made.id, &delivery.id).await {

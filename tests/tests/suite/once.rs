@@ -41,6 +41,15 @@ async fn calls(install: &Installation) -> Vec<Call> {
     let invitation = owner.invite(&mate.email, "member").await;
     let rotated = owner.create_key(json!({"name": "Rotated"})).await;
     let by_itself = owner.create_key(json!({"name": "By itself"})).await;
+    let webhook = owner.subscribe(&product, receiver.url()).await;
+    let webhook = format!("/products/{}/webhooks/{}", product.id, webhook.id);
+    owner.issue(&product, json!({})).await;
+    let delivery = eventually("something was sent", || async {
+        let answer = owner.get(&format!("{webhook}/deliveries")).await;
+        let newest = answer.gives(200)["deliveries"][0].clone();
+        (newest["status"] == "succeeded").then(|| text(&newest, "/id"))
+    })
+    .await;
     let call = |rpc, caller: &Api, path: &str, body| Call { rpc, caller: caller.clone(), path: path.to_owned(), body };
     let hook = json!({"url": receiver.url(), "events": ["license.created"]});
     let integration = owner.integration();
@@ -64,6 +73,11 @@ async fn calls(install: &Installation) -> Vec<Call> {
         call("RevokeLicense", &owner, &format!("/licenses/{}/revoke", revoked.id), json!({})),
         call("ReinstateLicense", &owner, &format!("/licenses/{}/reinstate", reinstated.id), json!({})),
         call("CreateWebhook", &owner, &format!("/products/{}/webhooks", product.id), hook),
+        call("ReplayDelivery", &owner, &format!("{webhook}/deliveries/{delivery}/replay"), json!({})),
+        call("RecoverDeliveries", &owner, &format!("{webhook}/recover"), json!({"since": "2026-01-01T00:00:00Z"})),
+        call("TestWebhook", &owner, &format!("{webhook}/test"), json!({})),
+        call("RotateWebhookSecret", &owner, &format!("{webhook}/rotate-secret"), json!({})),
+        call("BatchCreateLicenses", &owner, "/licenses/batch", json!({"licenses": [{"productId": product.id}]})),
         call("CreateApiKey", &owner, &format!("/teams/{team}/api-keys"), json!({"name": "Twice"})),
         call("CreatePlatformApiKey", &integration, "/v1/keys", json!({"name": "Twice", "type": "test"})),
         call("RotateApiKey", &owner, &format!("/teams/{team}/api-keys/{}/rotate", rotated.id), json!({})),

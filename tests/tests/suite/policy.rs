@@ -170,6 +170,16 @@ async fn stand_in(install: &Installation, method: &Method, credential: &Credenti
     Some(Credential::new(credential.name, credential.holder, &install.register().await.token))
 }
 
+/// What events of a team show are its keys and alerts: watching them asks for the right to read keys as well.
+fn watched(expected: Verdict, method: &Method, of_team: bool, holder: &Holder) -> Verdict {
+    let is_watching = of_team && method.descriptor.name() == "WatchEvents" && expected == Verdict::Through;
+    if is_watching && matches!(holder.role, Role::Manager | Role::Member) {
+        Verdict::RoleInsufficient
+    } else {
+        expected
+    }
+}
+
 /// Why such a call is refused; not at all where its content is judged.
 fn reason_of(verdict: Verdict) -> Option<Reason> {
     match verdict {
@@ -194,8 +204,16 @@ async fn every_method_answers_every_credential_as_the_contract_says(install: Ins
                     "team_id" => team_id.to_owned(),
                     _ => samples::NOBODYS.to_owned(),
                 });
+                let of_team = !route.variables.iter().any(|name| name == "product_id");
                 let expected = caller.holder.over_rest(method, route.surface);
-                let answer = caller.api(&install).call(route.verb.clone(), &path, route.body.then(|| json!({}))).await;
+                let expected = watched(expected, method, of_team, &caller.holder);
+                let answer = if method.answers_with_lines() {
+                    // One that is let in would go on for minutes.
+                    let lines = caller.api(&install).lines(&path).await;
+                    if lines.head.status == 200 { lines.head } else { lines.whole().await }
+                } else {
+                    caller.api(&install).call(route.verb.clone(), &path, route.body.then(|| json!({}))).await
+                };
                 let reason = reason_of(expected);
                 let status = reason.map(|reason| paperkey_proto::error::entry(reason).http_status);
                 let refused = matches!(answer.status.as_u16(), 401 | 403);
@@ -218,7 +236,7 @@ async fn every_method_answers_every_credential_as_the_contract_says(install: Ins
             }
             let stand_in = stand_in(&install, method, credential).await;
             let caller = stand_in.as_ref().unwrap_or(credential);
-            let expected = caller.holder.over_grpc(method);
+            let expected = watched(caller.holder.over_grpc(method), method, true, &caller.holder);
             let mut metadata = caller.metadata();
             if matches!(method.descriptor.name(), "DeleteTeam" | "LeaveTeam") {
                 let team_id = HeaderValue::from_str(arena.team(method, true)).expect("an id fits into a header");

@@ -107,7 +107,10 @@ impl World {
                 "fingerprint" => Some("machine-2".to_owned()),
                 name => self.id(method, name, of_team),
             };
-            if field.name() == "events" {
+            if field.name() == "since" {
+                let since = field.kind().as_message().map(|timestamp| DynamicMessage::new(timestamp.clone()));
+                message.set_field(&field, Proto::Message(since.expect("a time is a message")));
+            } else if field.name() == "events" {
                 let event = if of_team { "api_key.created" } else { "license.created" };
                 message.set_field(&field, Proto::List(vec![Proto::String(event.to_owned())]));
             } else if let Some(text) = text {
@@ -194,6 +197,7 @@ pub(crate) fn body(method: &Method, product_id: &str, license_key: &str) -> Valu
         "CreateClient" => json!({"name": "Customer"}),
         "ValidateLicense" => json!({"license_key": license_key}),
         "ActivateLicense" | "DeactivateLicense" => json!({"license_key": license_key, "fingerprint": "machine-2"}),
+        "RecoverDeliveries" => json!({"since": "2026-01-01T00:00:00Z"}),
         "VerifyKey" => json!({"key": "nonsense"}),
         _ => json!({}),
     }

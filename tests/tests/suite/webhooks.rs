@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use paperkey_kit::{clock::Clock, values::rfc3339};
 use paperkey_tests::{
-    Account, Installation, Product, Receiver, Settings, eventually, on_both_kinds, people::Webhook, receiver::Delivery,
+    Account, Installation, Product, Receiver, Settings, eventually, on_both_kinds,
+    people::{Webhook, text, time_ms},
+    receiver::Delivery,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -14,6 +16,7 @@ on_both_kinds! {
     what_a_paused_webhook_misses_is_held_and_sent_when_it_is_resumed,
     ten_failures_in_a_row_pause_a_webhook_and_delay_no_other,
     a_receiver_that_is_gone_for_good_pauses_its_webhook_at_once,
+    a_receiver_that_asks_to_be_left_alone_is,
     an_expired_licence_is_told_once_and_again_after_it_was_extended,
     a_webhook_hears_only_what_it_subscribed_to,
     an_address_or_event_that_cannot_be_is_refused,
@@ -120,6 +123,27 @@ async fn a_receiver_that_is_gone_for_good_pauses_its_webhook_at_once(install: In
     owner.issue(&product, json!({})).await;
     status_becomes(&owner, &path, "paused").await;
     assert_eq!(receiver.deliveries().len(), 1);
+}
+
+async fn a_receiver_that_asks_to_be_left_alone_is(install: Installation) {
+    let receiver = Receiver::start().await;
+    receiver.answers_later(503, 3_600);
+    let (owner, product, _, path) = subscribed(&install, &receiver).await;
+    owner.issue(&product, json!({})).await;
+    let waiting = eventually("the first attempt has failed", || async {
+        let answer = owner.get(&format!("{path}/deliveries")).await;
+        let newest = answer.gives(200)["deliveries"][0].clone();
+        (newest["attemptsCount"] == 1).then_some(newest)
+    })
+    .await;
+    let (last, next) = (text(&waiting, "/lastAttemptAt"), text(&waiting, "/nextAttemptAt"));
+    assert!(time_ms(&next) - time_ms(&last) >= 3_600_000, "after an hour at the earliest: {last}, {next}");
+    // Its owner need not wait as long.
+    receiver.answers(200);
+    let replay = format!("{path}/deliveries/{}/replay", text(&waiting, "/id"));
+    owner.post(&replay, json!({})).await.gives(200);
+    let arrived = receiver.received(2).await;
+    assert_eq!(arrived[0].header("webhook-id"), arrived[1].header("webhook-id"));
 }
 
 async fn an_expired_licence_is_told_once_and_again_after_it_was_extended(install: Installation) {

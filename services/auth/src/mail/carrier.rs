@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use paperkey_kit::{clock::Clock, db::DbError, shutdown::Shutdown};
+use paperkey_kit::{clock::Clock, db::DbError, secrets::CannotOpen, shutdown::Shutdown};
 use tokio::task::JoinSet;
 
 use super::{Mail, NotSent};
@@ -80,12 +80,20 @@ pub(super) async fn round(store: &Store, mail: &Mail, clock: &Clock) -> Result<u
 
 /// Sends one mail; says when to try again, if that is called for.
 async fn deliver(store: &Store, mail: &Mail, clock: &Clock, claimed: &ClaimedMail) -> Option<i64> {
-    let Some(letter) = &claimed.letter else {
-        // It never can be.
-        tracing::error!(mail = claimed.id, "a mail cannot be opened and is lost");
-        return None;
-    };
     let mut until_ms = claimed.created_at_ms.saturating_add(PATIENCE_MS);
+    let letter = match &claimed.letter {
+        Ok(letter) => letter,
+        // This process may learn of the key, or one that knows it may take the mail.
+        Err(error @ CannotOpen::UnknownKey(_)) if clock.now_ms() < until_ms => {
+            tracing::warn!(mail = claimed.id, %error, "a mail has to wait");
+            return Some(clock.now_ms().saturating_add(FIRST_WAIT_MS));
+        }
+        // It never can be, or not while it is of use.
+        Err(error) => {
+            tracing::error!(mail = claimed.id, %error, "a mail cannot be opened and is lost");
+            return None;
+        }
+    };
     if let Some(useless_from_ms) = letter.useless_from_ms() {
         until_ms = until_ms.min(useless_from_ms);
     }

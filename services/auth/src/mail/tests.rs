@@ -2,6 +2,7 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
+use base64::Engine as _;
 use paperkey_kit::{
     cache::Epochs,
     clock::{Clock, ManualClock},
@@ -112,6 +113,7 @@ async fn converse(stream: TcpStream, refusal: Option<&str>) -> Option<Taken> {
 
 struct Bench {
     store: Store,
+    database: Database,
     clock: Clock,
     hand: ManualClock,
     _db: TestDb,
@@ -119,13 +121,17 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
+        Self::with(&Keyring::for_tests()).await
+    }
+
+    async fn with(keys: &Keyring) -> Self {
         let db = TestDb::sqlite();
         let (clock, hand) = Clock::manual(START_MS);
         let mut options = db.options();
         options.clock = clock.clone();
         let database = Database::open(options).await.unwrap();
         database.migrate_up::<paperkey_migrations::auth::Migrator>().await.unwrap();
-        let store = Store::new(database, &Keyring::for_tests(), std::sync::Arc::new(Epochs::default()));
+        let store = Store::new(database.clone(), keys, std::sync::Arc::new(Epochs::default()));
         let new = NewAccount {
             user_id: "usr_1".to_owned(),
             email: email(),
@@ -136,7 +142,7 @@ impl Bench {
             keys: Vec::new(),
         };
         store.register(new, Act::by_operator("test")).await.unwrap();
-        Self { store, clock, hand, _db: db }
+        Self { store, database, clock, hand, _db: db }
     }
 
     /// Leaves a letter: that the password was changed.
@@ -268,6 +274,28 @@ async fn a_link_that_has_ended_is_not_sent() {
     assert!(server.all_taken().is_empty());
     bench.hand.advance_ms(24 * 60 * 60_000);
     assert_eq!(bench.round(&over(&server)).await, 0, "it is forgotten");
+}
+
+/// Keys whose master keys are of these bytes, the first of which seals.
+fn keys(masters: [u8; 2]) -> Keyring {
+    let key = |byte: u8| Secret::new(base64::engine::general_purpose::STANDARD.encode([byte; 32]));
+    let keys = Keyring::with_previous_masters(&key(masters[0]), &[key(masters[1])], &key(101), &key(102));
+    keys.unwrap().with_derived_kept_keys()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_under_a_key_that_is_not_known_waits_for_one_who_knows_it() {
+    let bench = Bench::with(&keys([2, 1])).await;
+    let mut server = Server::refusing(&[]).await;
+    bench.leave().await;
+    let store = Store::new(bench.database.clone(), &keys([1, 3]), std::sync::Arc::new(Epochs::default()));
+    for _ in 0..3 {
+        assert_eq!(carrier::round(&store, &over(&server), &bench.clock).await.unwrap(), 1);
+        bench.hand.advance_ms(30_000);
+    }
+    assert!(server.all_taken().is_empty());
+    assert_eq!(bench.round(&over(&server)).await, 1);
+    assert_eq!(server.all_taken().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use paperkey_kit::{
     clock::Clock,
     db::{DbError, Tx},
     ids::new_id,
-    secrets::{Keyring, Sealer},
+    secrets::{CannotOpen, Keyring, Purpose, Sealer},
 };
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, EntityTrait as _, PaginatorTrait as _, QueryFilter as _, QuerySelect as _,
@@ -37,7 +37,7 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn new(keys: &Keyring, clock: Clock) -> Self {
-        Self { sealer: keys.sealer("mail/v1"), clock, wake: Arc::default() }
+        Self { sealer: keys.sealer(Purpose::Mail), clock, wake: Arc::default() }
     }
 
     /// Leaves a letter, to be sent once the transaction is durable.
@@ -71,8 +71,7 @@ pub(crate) struct ClaimedMail {
     /// This attempt included.
     pub(crate) attempts: i64,
     pub(crate) created_at_ms: i64,
-    /// `None` where it cannot be opened.
-    pub(crate) letter: Option<Letter>,
+    pub(crate) letter: Result<Letter, CannotOpen>,
 }
 
 impl Store {
@@ -85,9 +84,9 @@ impl Store {
     pub(crate) async fn claim_mails(&self, count: i64, held: Duration) -> Result<Vec<ClaimedMail>, DbError> {
         let claimed = queue::claim(&self.database, TABLE, count, held).await?;
         let opened = claimed.into_iter().map(|row| {
-            let plain = self.outgoing.sealer.open(&row.id, &row.sealed).ok();
+            let plain = self.outgoing.sealer.open(&row.id, &row.sealed);
             ClaimedMail {
-                letter: plain.and_then(|plain| serde_json::from_slice(&plain).ok()),
+                letter: plain.and_then(|plain| serde_json::from_slice(&plain).map_err(|_| CannotOpen::Damaged)),
                 id: row.id,
                 attempts: row.attempts,
                 created_at_ms: row.created_at_ms,

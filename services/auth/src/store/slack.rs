@@ -7,7 +7,7 @@ use paperkey_kit::{
     clock::Clock,
     db::{DbError, Tx},
     ids::new_id,
-    secrets::{Keyring, Sealer},
+    secrets::{CannotOpen, Keyring, Purpose, Sealer},
 };
 use sea_orm::{ConnectionTrait as _, Statement, Value};
 use tokio::sync::Notify;
@@ -28,7 +28,7 @@ pub(crate) struct Posts {
 
 impl Posts {
     pub(super) fn new(keys: &Keyring, clock: Clock) -> Self {
-        Self { sealer: keys.sealer("slack/v1"), clock, wake: Arc::default(), configured: false }
+        Self { sealer: keys.sealer(Purpose::Slack), clock, wake: Arc::default(), configured: false }
     }
 
     /// Whether anybody sends them.
@@ -68,8 +68,7 @@ pub(crate) struct ClaimedPost {
     /// This attempt included.
     pub(crate) attempts: i64,
     pub(crate) created_at_ms: i64,
-    /// `None` where it cannot be opened.
-    pub(crate) text: Option<String>,
+    pub(crate) text: Result<String, CannotOpen>,
 }
 
 impl Store {
@@ -88,9 +87,9 @@ impl Store {
     pub(crate) async fn claim_posts(&self, count: i64, held: Duration) -> Result<Vec<ClaimedPost>, DbError> {
         let claimed = queue::claim(&self.database, TABLE, count, held).await?;
         let opened = claimed.into_iter().map(|row| {
-            let plain = self.posts.sealer.open(&row.id, &row.sealed).ok();
+            let plain = self.posts.sealer.open(&row.id, &row.sealed);
             ClaimedPost {
-                text: plain.and_then(|plain| String::from_utf8(plain).ok()),
+                text: plain.and_then(|plain| String::from_utf8(plain).map_err(|_| CannotOpen::Damaged)),
                 id: row.id,
                 attempts: row.attempts,
                 created_at_ms: row.created_at_ms,

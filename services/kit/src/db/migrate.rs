@@ -2,8 +2,9 @@
 //!
 //! sea-orm's migrator runs on a connection of its own, never on the pool or on
 //! the writer. On SQLite everything pending is one transaction: all of it
-//! happens or none. On PostgreSQL each migration is one, and an advisory lock
-//! lets one process migrate while others wait for it.
+//! happens or none. On PostgreSQL each migration is one, unless it says that it
+//! cannot be, and an advisory lock lets one process migrate while others wait
+//! for it.
 //!
 //! Deliberately absent: migrating while opening. A fleet migrates once, by
 //! decision, before it rolls; the embedded default calls it before serving.
@@ -35,6 +36,9 @@ use super::{
 
 /// A migration may rebuild a large table.
 const MIGRATION_LIMIT: Duration = Duration::from_hours(1);
+
+/// How often is looked whether another migrator is done.
+const LOOK_FOR_LOCK: Duration = Duration::from_millis(200);
 
 /// One migration, and whether this database has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,9 +163,18 @@ async fn in_schema<M: MigratorTrait + 'static>(url: &str, service: &str, step: S
     // The pool has one connection, so the lock, which belongs to a session,
     // covers all that follows. Closing the session gives it back.
     let connection = postgres::migration_connection(url, service).await?;
-    let lock = format!("SELECT pg_advisory_lock(hashtext('paperkey'), hashtext('{service}'))");
+    let lock = format!("SELECT pg_try_advisory_lock(hashtext('paperkey'), hashtext('{service}')) AS held");
+    let lock = Statement::from_string(DbBackend::Postgres, lock);
     let result = async {
-        connection.execute_unprepared(&lock).await?;
+        // Not a statement that waits: the one who has the lock may build an index beside all others, and waits for every
+        // statement that began before.
+        loop {
+            let row = connection.query_one_raw(lock.clone()).await?;
+            if row.map(|row| row.try_get("", "held")).transpose()?.unwrap_or(false) {
+                break;
+            }
+            tokio::time::sleep(LOOK_FOR_LOCK).await;
+        }
         // Asked first, because even IF NOT EXISTS wants the right to create one.
         let probe = "SELECT nspname FROM pg_namespace WHERE nspname = $1";
         let probe = Statement::from_sql_and_values(DbBackend::Postgres, probe, [service.into()]);

@@ -12,6 +12,7 @@ use sea_orm::{
 use tracing::Instrument as _;
 
 use super::{DatabaseOptions, DbError, Reader, Shared, Tx, tx, tx::TxCore};
+use crate::fail_point::{self, Point};
 
 /// A pool whose connections work in the service's own schema.
 pub(super) async fn pool(url: &str, options: &DatabaseOptions) -> Result<DatabaseConnection, DbError> {
@@ -122,7 +123,9 @@ where
     };
     match result {
         Ok(value) => {
+            fail_point::reach_if(Point::OutboxBeforeCommit, || settlement.emits());
             transaction.commit().await.map_err(DbError::from)?;
+            fail_point::reach_if(Point::OutboxAfterCommit, || settlement.emits());
             shared.counters.commit();
             settlement.settle(&shared);
             Ok(value)

@@ -89,6 +89,11 @@ pub(crate) struct Settlement {
 }
 
 impl Settlement {
+    /// Whether an event was emitted.
+    pub(crate) fn emits(&self) -> bool {
+        self.targets.iter().any(|target| *target != AUDIT_WAKER)
+    }
+
     /// Runs the hooks and wakes the relays.
     pub(crate) fn settle(self, shared: &Shared) {
         for hook in self.hooks {

@@ -142,6 +142,19 @@ pub struct Terms {
     pub metadata: Option<Value>,
 }
 
+/// A licence that is to be issued along with others.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// What it is for.
+    pub product_id: String,
+    /// What its vendor decides of it.
+    pub terms: Terms,
+    /// The key that it is to have; a new one where absent.
+    pub key: Option<LicenseKey>,
+    /// Since when it is revoked, if it was where it comes from.
+    pub revoked_at_ms: Option<i64>,
+}
+
 /// What is to change: `None` leaves a field, `Some(None)` clears it.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {

@@ -310,6 +310,59 @@ mod tests {
     }
 
     #[test]
+    fn every_pair_of_wrong_characters_is_refused_in_keys_of_every_kind() {
+        for key in keys().into_iter().take(4) {
+            let mut text = key.0;
+            for (a, b) in (0..LENGTH).flat_map(|a| (0..a).map(move |b| (a, b))) {
+                for first in ALPHABET.iter().filter(|wrong| **wrong != key.0[a]) {
+                    for second in ALPHABET.iter().filter(|wrong| **wrong != key.0[b]) {
+                        (text[a], text[b]) = (*first, *second);
+                        let read = std::str::from_utf8(&text).map(LicenseKey::parse);
+                        assert!(matches!(read, Ok(Err(Malformed::Check { .. }))), "{key} at {a} and {b}");
+                    }
+                }
+                (text[a], text[b]) = (key.0[a], key.0[b]);
+            }
+        }
+    }
+
+    #[test]
+    fn two_characters_that_changed_places_are_never_taken_for_another_key() {
+        // A suggestion may be wrong where two characters are; a key must not be.
+        for key in keys() {
+            for (a, b) in (0..LENGTH).flat_map(|a| (0..a).map(move |b| (a, b))) {
+                let mut bytes = key.0;
+                bytes.swap(a, b);
+                let read = LicenseKey::parse(&text(&bytes));
+                assert_eq!(read.is_ok(), key.0[a] == key.0[b], "{key} with {a} and {b} swapped");
+                if let Err(Malformed::Check { suggestion: Some(suggestion) }) = read {
+                    assert_eq!(syndromes(&suggestion.0.map(|byte| value_of(byte.into()).unwrap())), (0, 0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hyphens_and_spaces_stand_anywhere_and_look_alikes_of_other_scripts_are_refused() {
+        let key = LicenseKey::parse(VECTOR).unwrap();
+        let plain = text(&key.0);
+        for at in 0..=LENGTH {
+            let (before, after) = plain.split_at(at);
+            for between in ["-", " ", "--", " - ", "\t", "\r\n", "\u{a0}"] {
+                assert_eq!(LicenseKey::parse(&format!("{before}{between}{after}")).as_ref(), Ok(&key));
+                let lower = format!("{between}{before}{after}{between}").to_lowercase();
+                assert_eq!(LicenseKey::parse(&lower).as_ref(), Ok(&key));
+            }
+        }
+        // Greek and Cyrillic letters, full-width ones, a long s, the sign of kelvin, a dotless i.
+        for stranger in ['Κ', 'К', 'Ｋ', 'ſ', '\u{212a}', 'ı', '７', '٧', 'Х', 'Н', '\u{200b}'] {
+            let written = plain.replacen('K', &stranger.to_string(), 1);
+            let expected = Malformed::Character { found: stranger, suggestion: Some(key.clone()) };
+            assert_eq!(LicenseKey::parse(&written), Err(expected), "{stranger:?}");
+        }
+    }
+
+    #[test]
     fn a_character_that_no_key_has_is_named_and_put_right() {
         for key in keys() {
             for at in 0..LENGTH {

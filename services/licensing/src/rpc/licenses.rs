@@ -1,5 +1,6 @@
 //! The rpcs of licences, for the vendor.
 
+use futures_util::stream::{self, BoxStream};
 use paperkey_kit::{
     principal::Caller,
     values::{self, Mask, Page},
@@ -7,23 +8,28 @@ use paperkey_kit::{
 use paperkey_proto::{
     Error,
     licensing::v1::{
-        Activation as ActivationMessage, CreateLicenseRequest, CreateLicenseResponse, DeleteActivationRequest,
-        DeleteActivationResponse, GetLicenseRequest, GetLicenseResponse, License as LicenseMessage, LicenseStatus,
-        ListLicensesRequest, ListLicensesResponse, ReinstateLicenseRequest, ReinstateLicenseResponse,
-        RevokeLicenseRequest, RevokeLicenseResponse, UpdateLicenseRequest, UpdateLicenseResponse,
-        licensing_service_server::LicensingService,
+        Activation as ActivationMessage, BatchCreateLicensesRequest, BatchCreateLicensesResponse, CreateLicenseRequest,
+        CreateLicenseResponse, DeleteActivationRequest, DeleteActivationResponse, ExportLicensesRequest,
+        ExportLicensesResponse, GetLicenseRequest, GetLicenseResponse, ImportLicensesRequest, ImportLicensesResponse,
+        License as LicenseMessage, LicenseStatus, ListLicensesRequest, ListLicensesResponse, ReinstateLicenseRequest,
+        ReinstateLicenseResponse, RevokeLicenseRequest, RevokeLicenseResponse, UpdateLicenseRequest,
+        UpdateLicenseResponse, licensing_service_server::LicensingService,
     },
 };
 use prost_types::Timestamp;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{Catalog, count, status, time};
+use super::{Catalog, batch, catalog::Known, count, export::Export, import::Import, status, time};
 use crate::{
-    domain::license::{Activation, Changes, DEFAULT_MAX_ACTIVATIONS, License, Status as Standing, Terms},
+    domain::{
+        file::Format,
+        license::{Activation, Changes, DEFAULT_MAX_ACTIVATIONS, License, Status as Standing, Terms},
+    },
     store::{Act, Filter, Store, TenantStore},
 };
 
 const CREATE: &str = "/paperkey.licensing.v1.LicensingService/CreateLicense";
+const BATCH_CREATE: &str = "/paperkey.licensing.v1.LicensingService/BatchCreateLicenses";
 const UPDATE: &str = "/paperkey.licensing.v1.LicensingService/UpdateLicense";
 const REVOKE: &str = "/paperkey.licensing.v1.LicensingService/RevokeLicense";
 const REINSTATE: &str = "/paperkey.licensing.v1.LicensingService/ReinstateLicense";
@@ -89,7 +95,10 @@ impl LicensingService for Licenses {
     ) -> Result<Response<ListLicensesResponse>, Status> {
         let (_, store, request) = self.of(request)?;
         let page = Page::new(request.page_size, &request.page_token)?;
-        let (licenses, next_page_token) = store.list(filter(request)?, page).await.map_err(Error::from)?;
+        let status = standing(request.status(), request.status)?;
+        let ListLicensesRequest { product_id, email, client_id, query, .. } = request;
+        let filter = filter(product_id, status, email, client_id, query);
+        let (licenses, next_page_token) = store.list(filter, page).await.map_err(Error::from)?;
         let licenses = licenses.into_iter().map(|license| self.encode(license)).collect();
         Ok(Response::new(ListLicensesResponse { licenses, next_page_token }))
     }
@@ -145,13 +154,66 @@ impl LicensingService for Licenses {
         deleted.map_err(Error::from)?;
         Ok(Response::new(DeleteActivationResponse {}))
     }
+
+    async fn batch_create_licenses(
+        &self,
+        request: Request<BatchCreateLicensesRequest>,
+    ) -> Result<Response<BatchCreateLicensesResponse>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        let drafts = batch::drafts(request)?;
+        let mut known = Known::default();
+        self.catalog.look_up(&store, &caller, &mut known, &drafts).await?;
+        batch::must_have_all(&known, &drafts)?;
+        let now_ms = self.store.clock().now_ms();
+        let answer = move |made: &Vec<License>| BatchCreateLicensesResponse {
+            licenses: made.iter().map(|license| encode(license.clone(), now_ms)).collect(),
+        };
+        let act = Act::by(&caller, BATCH_CREATE).answered_by(answer);
+        let licenses = store.create_all(drafts, act).await.map_err(Error::from)?;
+        Ok(Response::new(answer(&licenses)))
+    }
+
+    type ExportLicensesStream = BoxStream<'static, Result<ExportLicensesResponse, Status>>;
+
+    async fn export_licenses(
+        &self,
+        request: Request<ExportLicensesRequest>,
+    ) -> Result<Response<Self::ExportLicensesStream>, Status> {
+        let (_, store, request) = self.of(request)?;
+        let format = Format::read(&request.format)?;
+        let status = standing(request.status(), request.status)?;
+        let ExportLicensesRequest { product_id, email, client_id, query, .. } = request;
+        let filter = filter(product_id, status, email, client_id, query);
+        let export = Export::new(store, filter, format, self.store.clock().now_ms());
+        // Read as it is taken: a slow client holds one window.
+        let pieces = stream::try_unfold(export, |mut export| async move {
+            let piece = export.piece().await?;
+            Ok(piece.map(|piece| (piece, export)))
+        });
+        Ok(Response::new(Box::pin(pieces)))
+    }
+
+    type ImportLicensesStream = BoxStream<'static, Result<ImportLicensesResponse, Status>>;
+
+    async fn import_licenses(
+        &self,
+        request: Request<Streaming<ImportLicensesRequest>>,
+    ) -> Result<Response<Self::ImportLicensesStream>, Status> {
+        let (caller, store, stream) = self.of(request)?;
+        let import = Import::begin(store, self.catalog.clone(), caller, stream).await?;
+        let pieces = stream::try_unfold(import, |mut import| async move {
+            let piece = import.piece().await?;
+            Ok(piece.map(|piece| (piece, import)))
+        });
+        Ok(Response::new(Box::pin(pieces)))
+    }
 }
 
 fn expiry(time: Option<Timestamp>) -> Result<Option<i64>, Error> {
     time.map(|time| values::time_ms("expires_at", &time)).transpose()
 }
 
-fn terms(request: CreateLicenseRequest) -> Result<Terms, Error> {
+pub(super) fn terms(request: CreateLicenseRequest) -> Result<Terms, Error> {
     let mask = Mask::new(request.field_mask, &GIVEN)?;
     let max_activations = mask.change("max_activations", request.max_activations.map(i64::from));
     let terms = Terms {
@@ -175,18 +237,27 @@ fn changes(request: UpdateLicenseRequest) -> Result<Changes, Error> {
     })
 }
 
-fn filter(request: ListLicensesRequest) -> Result<Filter, Error> {
-    let status = match request.status() {
-        LicenseStatus::Unspecified if request.status == 0 => None,
-        LicenseStatus::Unspecified => return Err(Error::field("status", "must be active, expired or revoked")),
-        LicenseStatus::Active => Some(Standing::Active),
-        LicenseStatus::Expired => Some(Standing::Expired),
-        LicenseStatus::Revoked => Some(Standing::Revoked),
-    };
+/// The status that a filter names. The number tells one that is not known from none.
+fn standing(status: LicenseStatus, number: i32) -> Result<Option<Standing>, Error> {
+    match status {
+        LicenseStatus::Unspecified if number == 0 => Ok(None),
+        LicenseStatus::Unspecified => Err(Error::field("status", "must be active, expired or revoked")),
+        LicenseStatus::Active => Ok(Some(Standing::Active)),
+        LicenseStatus::Expired => Ok(Some(Standing::Expired)),
+        LicenseStatus::Revoked => Ok(Some(Standing::Revoked)),
+    }
+}
+
+fn filter(
+    product_id: Option<String>,
+    status: Option<Standing>,
+    email: Option<String>,
+    client_id: Option<String>,
+    query: Option<String>,
+) -> Filter {
     // An empty search field finds what no search field finds.
-    let query = request.query.filter(|query| !query.is_empty());
-    let (product_id, email, client_id) = (request.product_id, request.email, request.client_id);
-    Ok(Filter { product_id, status, email, client_id, query })
+    let query = query.filter(|query| !query.is_empty());
+    Filter { product_id, status, email, client_id, query }
 }
 
 fn encode(license: License, now_ms: i64) -> LicenseMessage {

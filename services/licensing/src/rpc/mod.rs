@@ -1,7 +1,10 @@
 //! Decode, call, encode. No rules here.
 
+mod batch;
 mod catalog;
 mod checks;
+mod export;
+mod import;
 mod intake;
 mod licenses;
 

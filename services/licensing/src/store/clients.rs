@@ -4,10 +4,12 @@
 //! was deleted; who learns of the deletion marks it. So a licence either names the client before the mark, and loses
 //! the name with the others, or not at all.
 
+use std::collections::{BTreeSet, HashSet};
+
 use paperkey_kit::{db::Tx, principal::Tenant};
 use sea_orm::{ConnectionTrait as _, Statement, Value};
 
-use super::{Act, Failure, TenantStore, execute, first_row};
+use super::{Act, Failure, TenantStore, execute, insert_rows, products::undeleted};
 use crate::domain::{Fault, could_be_id};
 
 /// Licences that lose their client in one transaction.
@@ -59,7 +61,7 @@ impl TenantStore {
         let (reach, mut scope) = self.reach(2);
         let sql = format!(
             "UPDATE licenses SET client_id = NULL, updated_at_ms = $1 WHERE id IN \
-             (SELECT id FROM licenses WHERE client_id = $2 AND {reach} ORDER BY id LIMIT {BATCH}) \
+             (SELECT id FROM licenses WHERE client_id = $2 AND {reach} LIMIT {BATCH}) \
              AND client_id = ${again} RETURNING id",
             again = 3 + scope.len(),
         );
@@ -85,15 +87,17 @@ impl TenantStore {
 
 /// Locks the client for the rest of the transaction; refuses one that was deleted or is another tenant's.
 pub(super) async fn lock_client(tx: &Tx, tenant: &Tenant, client_id: &str) -> Result<(), Failure> {
-    let row = first_row(
-        tx,
-        "INSERT INTO clients (id, team_id, mode, deleted_at_ms) VALUES ($1, $2, $3, NULL) ON CONFLICT (id) DO UPDATE \
-         SET deleted_at_ms = clients.deleted_at_ms WHERE clients.team_id = excluded.team_id \
-         AND clients.mode = excluded.mode RETURNING deleted_at_ms",
-        vec![client_id.into(), tenant.team_id.as_str().into(), tenant.mode_word().into()],
-    )
-    .await?
-    .ok_or(Fault::NoSuchClient)?;
-    let deleted_at_ms: Option<i64> = row.try_get("", "deleted_at_ms")?;
-    if deleted_at_ms.is_some() { Err(Fault::NoSuchClient.into()) } else { Ok(()) }
+    let there = lock_clients(tx, tenant, &BTreeSet::from([client_id])).await?;
+    if there.contains(client_id) { Ok(()) } else { Err(Fault::NoSuchClient.into()) }
+}
+
+/// Locks some clients for the rest of the transaction, in the order of their ids, and says which are the tenant's and
+/// were not deleted.
+pub(super) async fn lock_clients(tx: &Tx, tenant: &Tenant, ids: &BTreeSet<&str>) -> Result<HashSet<String>, Failure> {
+    let row = |id: &str| vec![id.into(), tenant.team_id.as_str().into(), tenant.mode_word().into()];
+    let conflict = "ON CONFLICT (id) DO UPDATE SET deleted_at_ms = clients.deleted_at_ms \
+                    WHERE clients.team_id = excluded.team_id AND clients.mode = excluded.mode \
+                    RETURNING id, deleted_at_ms";
+    let rows = ids.iter().map(|id| row(id)).collect();
+    undeleted(insert_rows(tx, "clients (id, team_id, mode)", conflict, rows).await?)
 }

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use paperkey_kit::{
-    db::{DbError, Engine, Tx},
+    db::{DbError, Tx},
     ids::new_id,
-    values::{Page, struct_of},
+    values::struct_of,
 };
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, Condition, EntityTrait as _, FromQueryResult as _, IntoActiveModel as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, Select, TryInsertResult, Value,
-    sea_query::{Expr, LikeExpr},
+    QueryFilter as _, QuerySelect as _, Select, TryInsertResult, Value, sea_query::Expr,
 };
 
 use super::{
@@ -64,21 +63,6 @@ const KEYS_TRIED: usize = 4;
 /// Activations that are shown with a licence.
 const SHOWN_ACTIVATIONS: u64 = 100;
 
-/// Which licences a list shows. Fields that are absent leave all.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// Those of a product.
-    pub product_id: Option<String>,
-    /// Those of a status.
-    pub status: Option<Status>,
-    /// Those of an email address.
-    pub email: Option<String>,
-    /// Those of a client.
-    pub client_id: Option<String>,
-    /// Those whose email address begins so, or whose licence key or id is this.
-    pub query: Option<String>,
-}
-
 impl TenantStore {
     /// Issues a licence for a product that was found to exist.
     pub async fn create(&self, product_id: String, terms: Terms, act: Act) -> Result<License, Failure> {
@@ -123,25 +107,8 @@ impl TenantStore {
                 Ok::<_, Failure>((row, activations))
             })
             .await?;
-        let license = license_of(row, &self.parts().vault)?;
+        let license = license_of(row, &self.parts().vault);
         Ok((license, activations.into_iter().map(Activation::from).collect()))
-    }
-
-    /// A page of licences, newest first, and the token of the next.
-    pub async fn list(&self, filter: Filter, page: Page) -> Result<(Vec<License>, Option<String>), Failure> {
-        let mut query = self.scope().filter(self.condition_of(filter)).order_by_desc(Column::Id).limit(page.size + 1);
-        if let Some(before) = &page.before {
-            query = query.filter(Column::Id.lt(before));
-        }
-        let rows = self
-            .parts()
-            .database
-            .read(move |reader| async move { query.all(&reader).await.map_err(Failure::from) })
-            .await?;
-        let (rows, next) = page.cut(rows, |row| &row.id);
-        let vault = &self.parts().vault;
-        let licenses = rows.into_iter().map(|row| license_of(row, vault)).collect::<Result<_, _>>()?;
-        Ok((licenses, next))
     }
 
     /// Changes a licence. A change that changes nothing is not told.
@@ -162,7 +129,7 @@ impl TenantStore {
                 lock.exec(&tx).await?;
                 let row = query.one(&tx).await?.ok_or(Fault::NoSuchLicense)?;
                 let was_told = row.expired_event_at_ms.is_some();
-                let before = license_of(row.clone(), &this.parts().vault)?;
+                let before = license_of(row.clone(), &this.parts().vault);
                 let terms_before = terms_of(&before);
                 let terms = terms_before.changed(changes).map_err(Failure::Invalid)?;
                 if terms == terms_before {
@@ -184,7 +151,12 @@ impl TenantStore {
                     max_activations: after.standing.max_activations,
                     expires_at_ms: after.standing.expires_at_ms,
                     expired_event_at_ms,
-                    metadata: after.metadata.as_ref().map(ToString::to_string),
+                    // What was not changed stays as it is, readable or not.
+                    metadata: if after.metadata == before.metadata {
+                        row.metadata
+                    } else {
+                        after.metadata.as_ref().map(ToString::to_string)
+                    },
                     updated_at_ms: now_ms,
                     ..row
                 };
@@ -224,13 +196,13 @@ impl TenantStore {
             .write(move |tx| async move {
                 let vault = &this.parts().vault;
                 let license = if let Some(turned) = first_row(&tx, sql, values).await? {
-                    let license = license_of(Model::from_query_result(&turned, "")?, vault)?;
+                    let license = license_of(Model::from_query_result(&turned, "")?, vault);
                     this.tell(&tx, topic, &license);
                     this.changed(&tx, &license, &act);
                     license
                 } else {
                     let row = query.one(&tx).await?.ok_or(Fault::NoSuchLicense)?;
-                    license_of(row, vault)?
+                    license_of(row, vault)
                 };
                 act.answer(&tx, &license)?;
                 Ok(license)
@@ -270,7 +242,7 @@ impl TenantStore {
             Some(row) => {
                 let standing = standing_of(&row);
                 let bytes = row.metadata.as_ref().map_or(0, String::len);
-                let metadata = metadata_of(row.metadata.as_deref())?.as_ref().and_then(struct_of);
+                let metadata = metadata_of(&row.id, row.metadata.as_deref()).as_ref().and_then(struct_of);
                 Some((Arc::new(View { id: row.id, standing, metadata }), bytes))
             }
             None => None,
@@ -319,7 +291,7 @@ impl TenantStore {
                 .on_conflict_do_nothing_on([Column::KeyHash]);
             if let TryInsertResult::Inserted(1..) = insert.exec_without_returning(tx).await? {
                 self.store.announce(tx, vec![key_subject(&row.key_hash)]);
-                return Ok(license_of(row, &self.parts().vault)?);
+                return Ok(license_of(row, &self.parts().vault));
             }
         }
         Err(DbError::Internal("no new license key is free".to_owned()).into())
@@ -340,45 +312,8 @@ impl TenantStore {
         if could_be_id(id) { Ok(self.scope().filter(Column::Id.eq(id))) } else { Err(Fault::NoSuchLicense) }
     }
 
-    fn condition_of(&self, filter: Filter) -> Condition {
-        let now_ms = self.store.now_ms();
-        let expired = Column::ExpiresAtMs.lte(now_ms);
-        let status = filter.status.map(|status| match status {
-            Status::Revoked => Condition::all().add(Column::RevokedAtMs.is_not_null()),
-            Status::Expired => Condition::all().add(Column::RevokedAtMs.is_null()).add(expired),
-            Status::Active => Condition::all()
-                .add(Column::RevokedAtMs.is_null())
-                .add(Condition::any().add(Column::ExpiresAtMs.is_null()).add(Column::ExpiresAtMs.gt(now_ms))),
-        });
-        Condition::all()
-            .add_option(filter.product_id.map(|product_id| Column::ProductId.eq(product_id)))
-            .add_option(status)
-            .add_option(filter.email.map(|email| Column::EmailLower.eq(email.to_lowercase())))
-            .add_option(filter.client_id.map(|client_id| Column::ClientId.eq(client_id)))
-            .add_option(filter.query.map(|query| self.condition_of_query(&query)))
-    }
-
-    fn condition_of_query(&self, query: &str) -> Condition {
-        let prefix = query.to_lowercase();
-        let by_email = match self.parts().database.engine() {
-            // SQLite uses an index for a range, but not for LIKE with an escape.
-            Engine::Sqlite => Condition::all()
-                .add(Column::EmailLower.gte(prefix.as_str()))
-                .add(Column::EmailLower.lt(format!("{prefix}{}", char::MAX))),
-            Engine::Postgres => {
-                let escaped = prefix.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
-                Condition::all().add(Column::EmailLower.like(LikeExpr::new(format!("{escaped}%")).escape('\\')))
-            }
-        };
-        let key = LicenseKey::parse(query).ok();
-        Condition::any()
-            .add(by_email)
-            .add_option(key.map(|key| Column::KeyHash.eq(self.parts().vault.hash(&key).as_slice())))
-            .add_option(could_be_id(query).then(|| Column::Id.eq(query)))
-    }
-
     /// Records an event of a licence.
-    fn tell(&self, tx: &Tx, topic: &str, license: &License) {
+    pub(super) fn tell(&self, tx: &Tx, topic: &str, license: &License) {
         let data = license_data(license, self.store.now_ms());
         self.parts().outbox.emit(tx, WEBHOOK, topic, &self.tenant, &license.product_id, &data);
     }
@@ -399,23 +334,27 @@ fn standing_of(row: &Model) -> Standing {
     }
 }
 
-fn metadata_of(text: Option<&str>) -> Result<Option<serde_json::Value>, DbError> {
-    let metadata = text.map(serde_json::from_str).transpose();
-    metadata.map_err(|_| DbError::Internal("metadata of a license is not JSON".to_owned()))
+/// Metadata that cannot be read any more does not take the rest of its licence with it.
+fn metadata_of(license_id: &str, text: Option<&str>) -> Option<serde_json::Value> {
+    let metadata = serde_json::from_str(text?).ok();
+    if metadata.is_none() {
+        tracing::error!(license_id, "the stored metadata of a license is not JSON");
+    }
+    metadata
 }
 
-pub(super) fn license_of(row: Model, vault: &Vault) -> Result<License, DbError> {
-    Ok(License {
+pub(super) fn license_of(row: Model, vault: &Vault) -> License {
+    License {
         standing: standing_of(&row),
         key: vault.open(&row.id, &row.key_sealed),
-        metadata: metadata_of(row.metadata.as_deref())?,
+        metadata: metadata_of(&row.id, row.metadata.as_deref()),
         id: row.id,
         product_id: row.product_id,
         email: row.email,
         client_id: row.client_id,
         created_at_ms: row.created_at_ms,
         updated_at_ms: row.updated_at_ms,
-    })
+    }
 }
 
 fn terms_of(license: &License) -> Terms {

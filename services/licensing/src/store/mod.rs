@@ -7,9 +7,11 @@
 //! for its licence does not exist, so two of them cannot wait for each other.
 
 mod activations;
+mod bulk;
 mod clients;
 mod expiry;
 mod licenses;
+mod listing;
 mod lookups;
 mod products;
 mod teams;
@@ -22,7 +24,7 @@ use paperkey_kit::{
     db::{Database, Engine, Tx},
     events::EventOutbox,
     principal::Tenant,
-    secrets::{KeyedHash, Keyring, Sealer},
+    secrets::{KeptKey, KeyedHash, Keyring, Purpose, Sealer},
 };
 use sea_orm::{ConnectionTrait, DbErr, QueryResult, Statement, Value};
 
@@ -30,7 +32,8 @@ use crate::domain::{Fault, license_key::LicenseKey};
 use lookups::Lookups;
 
 pub use activations::Activated;
-pub use licenses::Filter;
+pub use bulk::Imported;
+pub use listing::Filter;
 pub use lookups::View;
 
 /// To whom the events of licences go.
@@ -55,7 +58,7 @@ impl Store {
     /// The licences in that database.
     pub fn new(database: Database, keys: &Keyring, clock: Clock) -> Self {
         let outbox = EventOutbox::new(keys, clock.clone());
-        let vault = Vault { hasher: keys.hasher("license-key/v1"), sealer: keys.sealer("license-key/v1") };
+        let vault = Vault { hasher: keys.kept(KeptKey::LicenseKey), sealer: keys.sealer(Purpose::LicenseKey) };
         let lookups = Arc::new(Lookups::new(database.engine() == Engine::Postgres, clock.clone()));
         Self { parts: Arc::new(Parts { database, outbox, clock, vault, lookups }) }
     }
@@ -179,4 +182,42 @@ async fn first_row(
 async fn execute(connection: &impl ConnectionTrait, sql: impl Into<String>, values: Vec<Value>) -> Result<u64, DbErr> {
     let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
     Ok(connection.execute_raw(statement).await?.rows_affected())
+}
+
+/// Rows of one INSERT, far below the limits of both engines on bound values.
+const ROWS: usize = 200;
+
+/// Inserts rows, some at a time and in their order, and returns what the statement returns of them. `into` is a table
+/// with its columns, `rest` what follows the values.
+async fn insert_rows(
+    connection: &impl ConnectionTrait,
+    into: &str,
+    rest: &str,
+    rows: Vec<Vec<Value>>,
+) -> Result<Vec<QueryResult>, DbErr> {
+    let mut returned = Vec::new();
+    let mut rows = rows.into_iter().peekable();
+    while rows.peek().is_some() {
+        let mut values = Vec::new();
+        let mut places = Vec::with_capacity(ROWS);
+        for row in rows.by_ref().take(ROWS) {
+            let first = values.len() + 1;
+            values.extend(row);
+            let numbers: Vec<_> = (first..=values.len()).map(|number| format!("${number}")).collect();
+            places.push(format!("({})", numbers.join(", ")));
+        }
+        let sql = format!("INSERT INTO {into} VALUES {} {rest}", places.join(", "));
+        returned.extend(all_rows(connection, sql, values).await?);
+    }
+    Ok(returned)
+}
+
+/// Runs a statement and returns its rows.
+async fn all_rows(
+    connection: &impl ConnectionTrait,
+    sql: impl Into<String>,
+    values: Vec<Value>,
+) -> Result<Vec<QueryResult>, DbErr> {
+    let statement = Statement::from_sql_and_values(connection.get_database_backend(), sql, values);
+    connection.query_all_raw(statement).await
 }

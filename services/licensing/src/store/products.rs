@@ -3,11 +3,13 @@
 //! A product's row is a lock. Who makes a licence touches it and sees whether the product was deleted; who learns of
 //! the deletion marks it. So a licence is either made before the mark, and deleted with the others, or not at all.
 
+use std::collections::{BTreeSet, HashSet};
+
 use paperkey_kit::{cache::Tick, db::Tx, principal::Tenant};
-use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _};
+use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryResult, QuerySelect as _};
 
 use super::{
-    Act, Failure, TenantStore, activations, execute, first_row,
+    Act, Failure, TenantStore, activations, execute, insert_rows,
     licenses::{Column, Entity},
     lookups::key_subject,
 };
@@ -74,7 +76,7 @@ impl TenantStore {
 
     /// Deletes some, and says whether there were any.
     async fn forget_some(&self) -> Result<bool, Failure> {
-        let query = self.scope().order_by_asc(Column::Id).limit(BATCH);
+        let query = self.scope().limit(BATCH);
         let licenses = self
             .parts()
             .database
@@ -123,13 +125,25 @@ impl TenantStore {
 
 /// Locks the product for the rest of the transaction; refuses one that was deleted.
 pub(super) async fn lock_product(tx: &Tx, tenant: &Tenant, product_id: &str) -> Result<(), Failure> {
-    let row = first_row(
-        tx,
-        "INSERT INTO products (id, team_id, deleted_at_ms) VALUES ($1, $2, NULL) ON CONFLICT (id) DO UPDATE \
-         SET deleted_at_ms = products.deleted_at_ms RETURNING deleted_at_ms",
-        vec![product_id.into(), tenant.team_id.as_str().into()],
-    )
-    .await?;
-    let deleted_at_ms = row.and_then(|row| row.try_get::<Option<i64>>("", "deleted_at_ms").transpose()).transpose()?;
-    if deleted_at_ms.is_some() { Err(Fault::NoSuchProduct.into()) } else { Ok(()) }
+    let there = lock_products(tx, tenant, &BTreeSet::from([product_id])).await?;
+    if there.contains(product_id) { Ok(()) } else { Err(Fault::NoSuchProduct.into()) }
+}
+
+/// Locks some products for the rest of the transaction, in the order of their ids, and says which were not deleted.
+pub(super) async fn lock_products(tx: &Tx, tenant: &Tenant, ids: &BTreeSet<&str>) -> Result<HashSet<String>, Failure> {
+    let row = |id: &str| vec![id.into(), tenant.team_id.as_str().into()];
+    let conflict = "ON CONFLICT (id) DO UPDATE SET deleted_at_ms = products.deleted_at_ms RETURNING id, deleted_at_ms";
+    let rows = ids.iter().map(|id| row(id)).collect();
+    undeleted(insert_rows(tx, "products (id, team_id)", conflict, rows).await?)
+}
+
+/// The ids of those rows that are no tombstones.
+pub(super) fn undeleted(rows: Vec<QueryResult>) -> Result<HashSet<String>, Failure> {
+    let mut ids = HashSet::with_capacity(rows.len());
+    for row in rows {
+        if row.try_get::<Option<i64>>("", "deleted_at_ms")?.is_none() {
+            ids.insert(row.try_get("", "id")?);
+        }
+    }
+    Ok(ids)
 }

@@ -5,20 +5,30 @@
 //! judged when it was opened. Proxies of the environment are not known here.
 
 use std::{
+    fmt,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::Uri;
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, lookup_host};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection},
+    rt::TokioIo,
+};
+use tokio::net::TcpStream;
 use tower::Service;
 
-use crate::domain::{address::is_public, attempt::AttemptFault, endpoint::UrlRules};
+use super::names::Names;
+use crate::domain::{
+    address::is_public,
+    attempt::AttemptFault,
+    endpoint::{Target, UrlRules},
+};
 
 /// Addresses of a name that are tried at most.
 const MAX_ADDRESSES: usize = 8;
@@ -26,34 +36,46 @@ const MAX_ADDRESSES: usize = 8;
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.word())]
-pub(crate) struct NoConnection(pub(crate) AttemptFault);
+pub(super) struct NoConnection(pub(super) AttemptFault);
 
-/// Opens connections to what the rules allow.
-#[derive(Clone, Debug)]
-pub(crate) struct Connector {
-    rules: UrlRules,
-    timeout: Duration,
+/// Opens a socket to one address, and to no other.
+pub(crate) trait Dial: Clone + Send + Sync + 'static {
+    /// The socket, connected.
+    fn dial(&self, address: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send;
 }
 
-impl Connector {
-    pub(crate) fn new(rules: UrlRules, timeout: Duration) -> Self {
-        Self { rules, timeout }
+/// Dials over the network.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tcp;
+
+impl Dial for Tcp {
+    async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        TcpStream::connect(address).await
+    }
+}
+
+/// Opens connections to what the rules allow.
+#[derive(Clone)]
+pub(super) struct Connector<D = Tcp> {
+    rules: UrlRules,
+    names: Names,
+    timeout: Duration,
+    dial: D,
+}
+
+impl<D: Dial> Connector<D> {
+    pub(super) fn new(rules: UrlRules, names: Names, timeout: Duration, dial: D) -> Self {
+        Self { rules, names, timeout, dial }
     }
 
-    async fn connect(self, uri: Uri) -> Result<TokioIo<TcpStream>, NoConnection> {
-        // Bounded here as well: a connection that nobody waits for any more must not be sought for ever.
-        let opened = tokio::time::timeout(self.timeout, self.open(&uri)).await;
-        opened.unwrap_or(Err(NoConnection(AttemptFault::Timeout)))
-    }
-
-    async fn open(&self, uri: &Uri) -> Result<TokioIo<TcpStream>, NoConnection> {
+    async fn connect(self, uri: Uri) -> Result<Wire, NoConnection> {
         let target = self.rules.read(&uri.to_string()).map_err(|_| NoConnection(AttemptFault::AddressNotAllowed))?;
-        let addresses = self.resolve(&target.host, target.port).await?;
+        let addresses = self.resolve(&target).await?;
         // The last address may use all the time that is left, the ones before it must leave some.
         let share = self.timeout / u32::try_from(addresses.len() + 1).unwrap_or(u32::MAX);
         let last = addresses.len() - 1;
         for (position, address) in addresses.into_iter().enumerate() {
-            let connecting = TcpStream::connect(address);
+            let connecting = self.dial.dial(address);
             let connected = if position == last {
                 connecting.await
             } else {
@@ -63,33 +85,34 @@ impl Connector {
             if let Ok(stream) = connected {
                 // Without it a delivery is only slower.
                 let _ = stream.set_nodelay(true);
-                return Ok(TokioIo::new(stream));
+                return Ok(Wire { stream: TokioIo::new(stream), opened: Opened(Instant::now()) });
             }
         }
         Err(NoConnection(AttemptFault::Connect))
     }
 
-    /// All addresses of a host; never none. If one of them is not allowed, the host is not.
-    async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, NoConnection> {
-        let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
-            Ok(address) => vec![SocketAddr::new(address, port)],
-            Err(_) => lookup_host((host, port)).await.map_err(|_| NoConnection(AttemptFault::Dns))?.collect(),
+    /// The addresses of a host that are tried; never none. If any that it has is not allowed, the host is not.
+    async fn resolve(&self, target: &Target) -> Result<Vec<SocketAddr>, NoConnection> {
+        let mut addresses = match target.host.parse::<IpAddr>() {
+            Ok(address) => vec![address],
+            Err(_) => self.names.addresses(&target.host).await.map_err(|error| {
+                tracing::debug!(host = target.host, %error, "a name cannot be resolved");
+                NoConnection(AttemptFault::Dns)
+            })?,
         };
-        if addresses.is_empty() {
-            return Err(NoConnection(AttemptFault::Dns));
-        }
-        let allowed = |address: &SocketAddr| self.rules.allow_private_networks || is_public(address.ip());
+        let allowed = |address: &IpAddr| self.rules.allow_private_networks || is_public(*address);
         if !addresses.iter().all(allowed) {
             return Err(NoConnection(AttemptFault::AddressNotAllowed));
         }
-        Ok(addresses.into_iter().take(MAX_ADDRESSES).collect())
+        addresses.truncate(MAX_ADDRESSES);
+        Ok(addresses.into_iter().map(|address| SocketAddr::new(address, target.port)).collect())
     }
 }
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+impl<D: Dial> Service<Uri> for Connector<D> {
+    type Response = Wire;
     type Error = NoConnection;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<TcpStream>, NoConnection>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Wire, NoConnection>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), NoConnection>> {
         Poll::Ready(Ok(()))
@@ -100,28 +123,60 @@ impl Service<Uri> for Connector {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// When a connection was opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opened(pub(super) Instant);
 
-    const STRICT: UrlRules = UrlRules { allow_http: true, allow_private_networks: false };
-    const LAX: UrlRules = UrlRules { allow_http: true, allow_private_networks: true };
+/// A connection to a judged address, which knows since when.
+pub(super) struct Wire {
+    stream: TokioIo<TcpStream>,
+    opened: Opened,
+}
 
-    #[tokio::test]
-    async fn a_name_that_resolves_to_a_private_address_is_not_dialled() {
-        let connector = Connector::new(STRICT, Duration::from_secs(5));
-        let refused = connector.resolve("localhost", 80).await.unwrap_err();
-        assert_eq!(refused.0, AttemptFault::AddressNotAllowed);
-        let refused = connector.resolve("127.0.0.1", 80).await.unwrap_err();
-        assert_eq!(refused.0, AttemptFault::AddressNotAllowed);
-        let lax = Connector::new(LAX, Duration::from_secs(5));
-        assert!(!lax.resolve("localhost", 80).await.unwrap().is_empty());
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire").field("opened", &self.opened).finish_non_exhaustive()
+    }
+}
+
+impl Connection for Wire {
+    fn connected(&self) -> Connected {
+        Connected::new().extra(self.opened)
+    }
+}
+
+impl Read for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl Write for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
-    #[tokio::test]
-    async fn a_name_that_does_not_exist_is_a_fault_of_names() {
-        let connector = Connector::new(STRICT, Duration::from_secs(30));
-        let refused = connector.resolve("does-not-exist.invalid", 443).await.unwrap_err();
-        assert_eq!(refused.0, AttemptFault::Dns);
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
     }
 }

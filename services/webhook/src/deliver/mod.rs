@@ -2,8 +2,12 @@
 
 mod connector;
 mod dispatcher;
+mod names;
 mod recorder;
 mod sender;
+#[cfg(test)]
+mod tests;
+mod tls;
 
 pub(crate) use dispatcher::{Dispatcher, Pace};
-pub(crate) use sender::Sender;
+pub(crate) use sender::{Parcel, Sender};

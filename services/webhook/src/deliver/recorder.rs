@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use paperkey_kit::fail_point::{self, Point};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::store::{Store, dispatch::Outcome};
@@ -41,21 +42,22 @@ pub(super) fn queue() -> (mpsc::Sender<Entry>, mpsc::Receiver<Entry>) {
 pub(super) async fn run(store: Store, holder: String, mut queue: mpsc::Receiver<Entry>, patience: Duration) {
     let mut batch = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut batch, BATCH).await > 0 {
-        let (outcomes, waiting): (Vec<_>, Vec<_>) =
-            batch.drain(..).map(|entry| ((entry.outcome.clone()), (entry.outcome.endpoint_id, entry.written))).unzip();
+        let (outcomes, waiting): (Vec<Outcome>, Vec<_>) =
+            batch.drain(..).map(|entry| (entry.outcome, entry.written)).unzip();
         let mut waited = Duration::ZERO;
         let mut pause = FIRST_PAUSE;
         loop {
             match store.record(outcomes.clone(), holder.clone()).await {
                 Ok(recorded) => {
+                    fail_point::reach(Point::OutcomeAfterCommit);
                     for endpoint_id in &recorded.paused {
                         tracing::warn!(endpoint = endpoint_id, "a webhook was paused: its receiver keeps failing");
                     }
-                    for (endpoint_id, written) in waiting {
-                        let paused = recorded.paused.contains(&endpoint_id);
-                        let verdict = Verdict { paused, next_due_at_ms: recorded.next_due_at_ms };
+                    for (outcome, written) in outcomes.iter().zip(waiting) {
+                        let Some(written) = written else { continue };
+                        let paused = recorded.paused.contains(&outcome.endpoint_id);
                         // Who does not wait any more does not need to know.
-                        let _ = written.map(|written| written.send(verdict));
+                        let _ = written.send(Verdict { paused, next_due_at_ms: recorded.next_due_at_ms });
                     }
                     break;
                 }

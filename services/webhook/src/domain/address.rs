@@ -1,7 +1,7 @@
 //! Which addresses a webhook may go to: public ones.
 //!
-//! The tables follow the special-purpose registries of IANA. An address that carries an IPv4 address inside is judged
-//! by that one too, since a translator on the way would go there.
+//! The tables follow the special-purpose registries of IANA. An address that carries an IPv4 address inside (mapped,
+//! NAT64, 6to4, Teredo, ISATAP) is judged by that one, since a translator on the way would go there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -98,99 +98,147 @@ fn isatap_is_public(segments: [u16; 8]) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn public_addresses_are_public() {
-        for address in [
-            "1.1.1.1",
-            "9.255.255.255",
-            "11.0.0.0",
-            "100.63.255.255",
-            "100.128.0.0",
-            "126.255.255.255",
-            "128.0.0.1",
-            "169.253.255.255",
-            "172.15.255.255",
-            "172.32.0.0",
-            "192.0.1.0",
-            "192.167.255.255",
-            "192.169.0.0",
-            "198.17.255.255",
-            "198.20.0.0",
-            "223.255.255.255",
-            "2606:4700:4700::1111",
-            "2a00:1450:4001:81b::200e",
-            "2001:200::1",
-            "::ffff:8.8.8.8",
-            "64:ff9b::8.8.8.8",
-            "2002:808:808::1",
-            "2001:0:808:808:0:0:f7f7:f7f7",
-            "2606:4700::5efe:808:808",
-        ] {
-            assert!(is_public(address.parse().unwrap()), "{address}");
+    fn judged(address: &str) -> bool {
+        is_public(address.parse().unwrap_or_else(|_| panic!("{address} is no address")))
+    }
+
+    /// The first and the last address of a block are closed, and those beside them are not, unless they lie in another.
+    fn is_closed_block(first: &str, last: &str, beside_is_open: [bool; 2]) {
+        let bits = |address: &str| match address.parse().unwrap() {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        let address = |bits: u128| match first.parse().unwrap() {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(u32::try_from(bits).unwrap())),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(bits)),
+        };
+        let (low, high) = (bits(first), bits(last));
+        for inside in [low, low + (high - low) / 2, high] {
+            assert!(!is_public(address(inside)), "{} is inside {first} to {last}", address(inside));
+        }
+        let most = if first.contains(':') { u128::MAX } else { u128::from(u32::MAX) };
+        for (beside, open) in [low.checked_sub(1), high.checked_add(1)].into_iter().zip(beside_is_open) {
+            let beside = beside.filter(|beside| *beside <= most).map(address);
+            assert_eq!(beside.is_some_and(is_public), open, "{beside:?} is beside {first} to {last}");
         }
     }
 
     #[test]
-    fn everything_else_is_not() {
-        for address in [
-            "0.0.0.0",
-            "0.1.2.3",
-            "10.0.0.1",
-            "10.255.255.255",
-            "100.64.0.1",
-            "100.127.255.255",
-            "127.0.0.1",
-            "127.255.255.254",
-            "169.254.169.254",
-            "172.16.0.1",
-            "172.31.255.255",
-            "192.0.0.8",
-            "192.0.2.1",
-            "192.88.99.1",
-            "192.168.0.1",
-            "198.18.0.1",
-            "198.19.255.255",
-            "198.51.100.1",
-            "203.0.113.1",
-            "224.0.0.1",
-            "239.255.255.255",
-            "240.0.0.1",
-            "255.255.255.255",
-            "::",
-            "::1",
-            "::7f00:1",
-            "::ffff:127.0.0.1",
-            "::ffff:169.254.169.254",
-            "::ffff:0:127.0.0.1",
-            "64:ff9b::127.0.0.1",
-            "64:ff9b::10.0.0.1",
-            "64:ff9b:1::8.8.8.8",
-            "64:ff9b::1:0:808:808",
-            "100::1",
-            "2001::1",
-            "2001:0:7f00:1:0:0:f7f7:f7f7",
-            "2001:0:808:808:0:0:80ff:fffe",
-            "2001:2::1",
-            "2001:10::1",
-            "2001:1ff:ffff::1",
-            "2001:db8::1",
-            "2002:7f00:1::1",
-            "2002:a00:1::1",
-            "2002:a9fe:a9fe::1",
-            "2606:4700::5efe:7f00:1",
-            "2606:4700::200:5efe:a00:1",
-            "3fff::1",
-            "3fff:fff:ffff::1",
-            "4000::1",
-            "5f00::1",
-            "fc00::1",
-            "fd12:3456:789a::1",
-            "fe80::1",
-            "febf::1",
-            "fec0::1",
-            "ff02::1",
+    fn every_closed_block_of_ipv4_is_closed_from_its_first_address_to_its_last() {
+        for (first, last, beside_is_open) in [
+            ("0.0.0.0", "0.255.255.255", [false, true]),
+            ("10.0.0.0", "10.255.255.255", [true, true]),
+            ("100.64.0.0", "100.127.255.255", [true, true]),
+            ("127.0.0.0", "127.255.255.255", [true, true]),
+            ("169.254.0.0", "169.254.255.255", [true, true]),
+            ("172.16.0.0", "172.31.255.255", [true, true]),
+            ("192.0.0.0", "192.0.0.255", [true, true]),
+            ("192.0.2.0", "192.0.2.255", [true, true]),
+            ("192.88.99.0", "192.88.99.255", [true, true]),
+            ("192.168.0.0", "192.168.255.255", [true, true]),
+            ("198.18.0.0", "198.19.255.255", [true, true]),
+            ("198.51.100.0", "198.51.100.255", [true, true]),
+            ("203.0.113.0", "203.0.113.255", [true, true]),
+            ("224.0.0.0", "239.255.255.255", [true, false]),
+            ("240.0.0.0", "255.255.255.255", [false, false]),
         ] {
-            assert!(!is_public(address.parse().unwrap()), "{address}");
+            is_closed_block(first, last, beside_is_open);
+            // The same in IPv6, by each way in which IPv4 is written there.
+            for wrap in [mapped, translated, six_to_four, teredo, isatap, isatap_of_this_machine] {
+                for address in [first, last] {
+                    let wrapped = wrap(address.parse().unwrap());
+                    assert!(!is_public(IpAddr::V6(wrapped)), "{wrapped} holds {address}");
+                }
+            }
         }
+    }
+
+    #[test]
+    fn every_closed_block_of_ipv6_is_closed_from_its_first_address_to_its_last() {
+        for (first, last, beside_is_open) in [
+            // What is not global unicast: unspecified, loopback, compatible with IPv4 and so on, but for what is mapped.
+            ("::", "::fffe:ffff:ffff", [false, false]),
+            ("::1:0:0:0", "64:ff9a:ffff:ffff:ffff:ffff:ffff:ffff", [false, false]),
+            ("64:ff9b::1:0:0", "64:ff9b:ffff:ffff:ffff:ffff:ffff:ffff", [false, false]),
+            ("100::", "100::ffff:ffff:ffff:ffff", [false, false]),
+            ("100::", "1fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", [false, true]),
+            ("2001:1::", "2001:1ff:ffff:ffff:ffff:ffff:ffff:ffff", [false, true]),
+            ("2001:db8::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", [true, true]),
+            ("3fff::", "3fff:fff:ffff:ffff:ffff:ffff:ffff:ffff", [true, true]),
+            ("4000::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", [true, false]),
+            ("5f00::", "5f00:ffff:ffff:ffff:ffff:ffff:ffff:ffff", [false, false]),
+            ("fc00::", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", [false, false]),
+            ("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff", [false, false]),
+            ("fec0::", "feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", [false, false]),
+            ("ff00::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", [false, false]),
+        ] {
+            is_closed_block(first, last, beside_is_open);
+        }
+        for closed in ["::1", "::8.8.8.8", "::ffff:0:8.8.8.8", "2001::", "2001:0:ffff:ffff:ffff:ffff:ffff:ffff"] {
+            assert!(!judged(closed), "{closed}");
+        }
+    }
+
+    #[test]
+    fn public_addresses_are_public_however_they_are_written() {
+        for address in ["2606:4700:4700::1111", "2a00:1450:4001:81b::200e", "2001:200::1", "2003::1", "3ffe::1"] {
+            assert!(judged(address), "{address}");
+        }
+        for address in ["1.1.1.1", "8.8.8.8", "93.184.215.14", "223.255.255.255"] {
+            assert!(judged(address), "{address}");
+            for wrap in [mapped, translated, six_to_four, teredo, isatap, isatap_of_this_machine] {
+                let wrapped = wrap(address.parse().unwrap());
+                assert!(is_public(IpAddr::V6(wrapped)), "{wrapped} holds {address}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_relay_or_a_server_on_the_way_is_judged_too() {
+        let teredo_by = |server: &str| {
+            let mut segments = teredo("8.8.8.8".parse().unwrap()).segments();
+            segments[2..4].copy_from_slice(&halves(server.parse().unwrap()));
+            IpAddr::V6(segments.into())
+        };
+        assert!(is_public(teredo_by("9.9.9.9")));
+        assert!(!is_public(teredo_by("10.0.0.1")));
+        // 6to4 around ISATAP: both have a say.
+        assert!(!judged("2002:808:808::5efe:127.0.0.1"));
+        assert!(!judged("2002:7f00:1::5efe:8.8.8.8"));
+        assert!(judged("2002:808:808::5efe:8.8.8.8"));
+    }
+
+    fn halves(address: Ipv4Addr) -> [u16; 2] {
+        let [a, b, c, d] = address.octets();
+        [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
+    }
+
+    fn mapped(address: Ipv4Addr) -> Ipv6Addr {
+        address.to_ipv6_mapped()
+    }
+
+    fn translated(address: Ipv4Addr) -> Ipv6Addr {
+        let [high, low] = halves(address);
+        Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low)
+    }
+
+    fn six_to_four(address: Ipv4Addr) -> Ipv6Addr {
+        let [high, low] = halves(address);
+        Ipv6Addr::new(0x2002, high, low, 1, 0, 0, 0, 1)
+    }
+
+    fn teredo(address: Ipv4Addr) -> Ipv6Addr {
+        let [high, low] = halves(address);
+        Ipv6Addr::new(0x2001, 0, 0x0808, 0x0808, 0, 0, !high, !low)
+    }
+
+    fn isatap(address: Ipv4Addr) -> Ipv6Addr {
+        let [high, low] = halves(address);
+        Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0, 0x5efe, high, low)
+    }
+
+    fn isatap_of_this_machine(address: Ipv4Addr) -> Ipv6Addr {
+        let [high, low] = halves(address);
+        Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0x200, 0x5efe, high, low)
     }
 }

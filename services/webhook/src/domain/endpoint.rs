@@ -10,6 +10,9 @@ use super::address::is_public;
 /// Endpoints that a product may have, and a team of its own.
 pub(crate) const MAX_ENDPOINTS: u64 = 20;
 
+/// How long the secret of before signs beside the one that has replaced it.
+pub(crate) const PREVIOUS_SECRET_MS: i64 = 24 * 3_600 * 1_000;
+
 /// Whether an endpoint is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
@@ -50,6 +53,8 @@ pub(crate) struct Endpoint {
     pub(crate) consecutive_failures: i64,
     pub(crate) created_at_ms: i64,
     pub(crate) updated_at_ms: i64,
+    /// Until when the secret before the present one signs too, where it still does.
+    pub(crate) previous_secret_until_ms: Option<i64>,
 }
 
 /// What to change of an endpoint.

@@ -1,8 +1,13 @@
 //! Events: which there are, and the bytes in which they are sent.
 
+use jiff::Timestamp;
 use paperkey_kit::values::rfc3339;
 use paperkey_proto::Error;
-use serde::{Serialize, de::IgnoredAny};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde_json::json;
+
+/// The event that an endpoint is tried out with.
+pub(crate) const TEST: &str = "webhook.test";
 
 /// The events that an endpoint of a product may have.
 pub(crate) const OF_PRODUCTS: [&str; 8] = [
@@ -13,7 +18,7 @@ pub(crate) const OF_PRODUCTS: [&str; 8] = [
     "license.expired",
     "activation.created",
     "activation.removed",
-    "webhook.test",
+    TEST,
 ];
 
 /// The events that an endpoint of a team may have.
@@ -25,12 +30,22 @@ pub(crate) const OF_TEAMS: [&str; 8] = [
     "quota.warning",
     "quota.exceeded",
     "alert.created",
-    "webhook.test",
+    TEST,
 ];
+
+/// The events that a product, or the team where none is named, may have.
+fn known(product_id: &str) -> [&'static str; 8] {
+    if product_id.is_empty() { OF_TEAMS } else { OF_PRODUCTS }
+}
+
+/// Whether a product, or the team where none is named, may have that event.
+pub(crate) fn is_known(product_id: &str, topic: &str) -> bool {
+    known(product_id).contains(&topic)
+}
 
 /// The events that an endpoint of a product, or of the team where none is named, subscribes to, if all are known.
 pub(crate) fn subscription(product_id: &str, events: Vec<String>) -> Result<Vec<String>, Error> {
-    let known = if product_id.is_empty() { OF_TEAMS } else { OF_PRODUCTS };
+    let known = known(product_id);
     if events.is_empty() {
         return Err(Error::field("events", format!("needs at least one of {}", known.join(", "))));
     }
@@ -61,6 +76,23 @@ pub(crate) fn body(id: &str, topic: &str, created_at_ms: i64, data_json: &str) -
     Some(body)
 }
 
+/// What an endpoint is told when it is tried out.
+pub(crate) fn test_data(endpoint_id: &str) -> String {
+    json!({ "webhookId": endpoint_id, "message": "This is a test: somebody has asked for it, and nothing has happened" })
+        .to_string()
+}
+
+/// When the event of that body happened.
+pub(crate) fn created_at_ms(body: &str) -> Option<i64> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Head {
+        created_at: String,
+    }
+    let head: Head = serde_json::from_str(body).ok()?;
+    head.created_at.parse::<Timestamp>().ok().map(Timestamp::as_millisecond)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +104,17 @@ mod tests {
             String::from_utf8(body).unwrap(),
             r#"{"id":"evt_1","event":"license.created","createdAt":"2026-12-31T00:00:00.000Z","data":{"b":1, "a":[1e2]}}"#
         );
+    }
+
+    #[test]
+    fn a_body_tells_when_its_event_happened() {
+        let body = body("evt_1", TEST, 1_798_675_200_123, &test_data("wh_1")).unwrap();
+        let body = String::from_utf8(body).unwrap();
+        assert_eq!(created_at_ms(&body), Some(1_798_675_200_123));
+        assert!(body.contains(r#""webhookId":"wh_1""#));
+        for nonsense in ["", "{}", r#"{"createdAt":"soon"}"#] {
+            assert_eq!(created_at_ms(nonsense), None);
+        }
     }
 
     #[test]

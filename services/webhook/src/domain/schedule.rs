@@ -27,6 +27,12 @@ impl Schedule {
         self.0.first().copied().unwrap_or(0)
     }
 
+    /// Longer than any wait can be.
+    pub(crate) fn longest_ms(&self) -> i64 {
+        let longest_ms = self.0.iter().copied().max().unwrap_or(0);
+        longest_ms.saturating_add(longest_ms / 1_000 * JITTER_PERMILLE + JITTER_PERMILLE).max(MAX_RETRY_AFTER_MS)
+    }
+
     /// How long to wait after `made` attempts; `None` where there are no more. `chance` is from 0 to 1.
     pub(crate) fn next_ms(&self, made: i64, chance: f64, retry_after_ms: Option<i64>) -> Option<i64> {
         let wait_ms = *self.0.get(usize::try_from(made).ok()?)?;
@@ -85,6 +91,18 @@ mod tests {
         assert_eq!(retry_after_ms("Sun, 06 Nov 1994 08:00:00 GMT", NOW_MS), Some(0));
         for nonsense in ["", "soon", "-5", "1.5", "Sun, 06 Nov", "12 parsecs"] {
             assert_eq!(retry_after_ms(nonsense, NOW_MS), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn no_wait_is_longer_than_the_longest() {
+        for waits in [vec![], vec![0, 5, 300], vec![0, 86_400], vec![0, 1_000_000, 7], vec![0, u64::MAX]] {
+            let schedule = Schedule::new(waits);
+            for made in 0..4 {
+                for retry_after_ms in [None, Some(i64::MAX)] {
+                    assert!(schedule.next_ms(made, 1.0, retry_after_ms).unwrap_or(0) <= schedule.longest_ms());
+                }
+            }
         }
     }
 

@@ -2,7 +2,9 @@
 
 mod deliveries;
 mod intake;
+mod watch;
 mod webhooks;
 
 pub(crate) use intake::Intake;
+pub(crate) use watch::Watches;
 pub(crate) use webhooks::Webhooks;

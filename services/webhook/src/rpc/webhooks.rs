@@ -4,27 +4,35 @@ use std::time::Duration;
 
 use paperkey_kit::{
     channel::Channel,
+    policy::must_hold,
     principal::{Caller, Signer},
     secrets::Secret,
-    values::{Mask, Page, timestamp},
+    values::{Mask, Page, time_ms, timestamp},
 };
 use paperkey_proto::{
     Error,
     catalog::v1::{GetProductRequest, catalog_service_client::CatalogServiceClient},
+    options::v1::Scope,
     webhook::v1::{
         CreateWebhookRequest, CreateWebhookResponse, DeleteWebhookRequest, DeleteWebhookResponse, GetDeliveryRequest,
         GetDeliveryResponse, GetWebhookRequest, GetWebhookResponse, ListDeliveriesRequest, ListDeliveriesResponse,
-        ListWebhooksRequest, ListWebhooksResponse, UpdateWebhookRequest, UpdateWebhookResponse,
+        ListWebhooksRequest, ListWebhooksResponse, RecoverDeliveriesRequest, RecoverDeliveriesResponse,
+        ReplayDeliveryRequest, ReplayDeliveryResponse, RotateWebhookSecretRequest, RotateWebhookSecretResponse,
+        TestWebhookRequest, TestWebhookResponse, UpdateWebhookRequest, UpdateWebhookResponse, WatchEventsRequest,
         Webhook as WebhookMessage, WebhookStatus, webhook_service_server::WebhookService,
     },
 };
 use tonic::{Request, Response, Status};
 
-use super::deliveries::{encode as encode_delivery, encode_attempt, narrow};
+use super::{
+    deliveries::{encode as encode_delivery, encode_attempt, narrow},
+    watch::{Watches, Watching},
+};
 use crate::{
     NAME,
     domain::{
         Fault, could_be_id,
+        delivery::Delivery,
         endpoint::{Changes, Endpoint, Status as EndpointStatus, UrlRules},
         event,
     },
@@ -34,6 +42,10 @@ use crate::{
 const CREATE: &str = "/paperkey.webhook.v1.WebhookService/CreateWebhook";
 const UPDATE: &str = "/paperkey.webhook.v1.WebhookService/UpdateWebhook";
 const DELETE: &str = "/paperkey.webhook.v1.WebhookService/DeleteWebhook";
+const REPLAY: &str = "/paperkey.webhook.v1.WebhookService/ReplayDelivery";
+const RECOVER: &str = "/paperkey.webhook.v1.WebhookService/RecoverDeliveries";
+const TEST: &str = "/paperkey.webhook.v1.WebhookService/TestWebhook";
+const ROTATE: &str = "/paperkey.webhook.v1.WebhookService/RotateWebhookSecret";
 
 /// What an update may name. The ids are among them, since they say which endpoint, and are not changed.
 const CHANGEABLE: [&str; 6] = ["product_id", "team_id", "webhook_id", "url", "events", "status"];
@@ -47,11 +59,12 @@ pub(crate) struct Webhooks {
     rules: UrlRules,
     catalog: Channel,
     signer: Signer,
+    watches: Watches,
 }
 
 impl Webhooks {
-    pub(crate) fn new(store: Store, rules: UrlRules, catalog: Channel, signer: Signer) -> Self {
-        Self { store, rules, catalog, signer }
+    pub(crate) fn new(store: Store, rules: UrlRules, catalog: Channel, signer: Signer, watches: Watches) -> Self {
+        Self { store, rules, catalog, signer, watches }
     }
 
     /// The caller's part of the store, if the caller's credential reaches that product or, where none is named, the
@@ -138,6 +151,11 @@ of_source! {
     DeleteWebhookRequest,
     ListDeliveriesRequest,
     GetDeliveryRequest,
+    ReplayDeliveryRequest,
+    RecoverDeliveriesRequest,
+    TestWebhookRequest,
+    RotateWebhookSecretRequest,
+    WatchEventsRequest,
 }
 
 #[tonic::async_trait]
@@ -226,6 +244,70 @@ impl WebhookService for Webhooks {
         let attempts = attempts.into_iter().map(encode_attempt).collect();
         Ok(Response::new(GetDeliveryResponse { delivery: Some(encode_delivery(delivery)), attempts }))
     }
+
+    async fn replay_delivery(
+        &self,
+        request: Request<ReplayDeliveryRequest>,
+    ) -> Result<Response<ReplayDeliveryResponse>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        let answer = |after: &Delivery| ReplayDeliveryResponse { delivery: Some(encode_delivery(after.clone())) };
+        let act = Act::by(&caller, REPLAY).answered_by(answer);
+        let after = store
+            .replay(&request.product_id, &request.webhook_id, &request.delivery_id, act)
+            .await
+            .map_err(Error::from)?;
+        Ok(Response::new(answer(&after)))
+    }
+
+    async fn recover_deliveries(
+        &self,
+        request: Request<RecoverDeliveriesRequest>,
+    ) -> Result<Response<RecoverDeliveriesResponse>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        let since_ms = time_ms("since", &request.since.unwrap_or_default())?;
+        let answer = |recovered: &i64| RecoverDeliveriesResponse { recovered: *recovered };
+        let act = Act::by(&caller, RECOVER).answered_by(answer);
+        let recovered =
+            store.recover(&request.product_id, &request.webhook_id, since_ms, act).await.map_err(Error::from)?;
+        Ok(Response::new(answer(&recovered)))
+    }
+
+    async fn test_webhook(
+        &self,
+        request: Request<TestWebhookRequest>,
+    ) -> Result<Response<TestWebhookResponse>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        let answer = |made: &Delivery| TestWebhookResponse { delivery: Some(encode_delivery(made.clone())) };
+        let act = Act::by(&caller, TEST).answered_by(answer);
+        let made = store.test_endpoint(&request.product_id, &request.webhook_id, act).await.map_err(Error::from)?;
+        Ok(Response::new(answer(&made)))
+    }
+
+    async fn rotate_webhook_secret(
+        &self,
+        request: Request<RotateWebhookSecretRequest>,
+    ) -> Result<Response<RotateWebhookSecretResponse>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        let answer = |(endpoint, secret): &(Endpoint, Secret)| RotateWebhookSecretResponse {
+            webhook: Some(encode(endpoint.clone())),
+            secret: secret.expose().to_owned(),
+        };
+        let act = Act::by(&caller, ROTATE).answered_by(answer);
+        let made = store.rotate_secret(&request.product_id, &request.webhook_id, act).await.map_err(Error::from)?;
+        Ok(Response::new(answer(&made)))
+    }
+
+    type WatchEventsStream = Watching;
+
+    async fn watch_events(&self, request: Request<WatchEventsRequest>) -> Result<Response<Watching>, Status> {
+        let (caller, store, request) = self.of(request)?;
+        // What is shown are licences with their keys, or keys and alerts of the team.
+        let shown = if request.product_id.is_empty() { Scope::KeysRead } else { Scope::LicensesRead };
+        must_hold(&caller.principal, shown)?;
+        let since_ms = request.since.map(|since| time_ms("since", &since)).transpose()?;
+        self.must_exist(&caller, &request.product_id).await?;
+        Ok(Response::new(self.watches.begin(&store, &request.product_id, since_ms).await?))
+    }
 }
 
 fn encode(endpoint: Endpoint) -> WebhookMessage {
@@ -242,5 +324,6 @@ fn encode(endpoint: Endpoint) -> WebhookMessage {
         consecutive_failures: narrow(endpoint.consecutive_failures),
         created_at: Some(timestamp(endpoint.created_at_ms)),
         updated_at: Some(timestamp(endpoint.updated_at_ms)),
+        previous_secret_expires_at: endpoint.previous_secret_until_ms.map(timestamp),
     }
 }

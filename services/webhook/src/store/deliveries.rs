@@ -3,6 +3,7 @@
 use paperkey_kit::{db::DbError, values::Page};
 use sea_orm::{
     ColumnTrait as _, EntityTrait as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    Select,
 };
 
 use super::{Failure, TenantStore, corrupt};
@@ -14,7 +15,7 @@ use crate::domain::{
 /// How many deliveries of an endpoint are listed.
 const VISIBLE: u64 = 100;
 
-mod entity {
+pub(super) mod entity {
     #![expect(unreachable_pub, reason = "the macros of sea-orm make public items")]
     use sea_orm::entity::prelude::*;
 
@@ -121,11 +122,7 @@ impl TenantStore {
         if !could_be_id(id) {
             return Err(Fault::NoSuchDelivery.into());
         }
-        let one = Entity::find()
-            .filter(Column::TeamId.eq(&self.tenant.team_id))
-            .filter(Column::Mode.eq(self.tenant.mode_word()))
-            .filter(Column::EndpointId.eq(endpoint_id))
-            .filter(Column::Id.eq(id));
+        let one = self.one_delivery(endpoint_id, id);
         let tries =
             attempts::Entity::find().filter(attempts::Column::DeliveryId.eq(id)).order_by_asc(attempts::Column::Number);
         self.store
@@ -140,9 +137,17 @@ impl TenantStore {
             })
             .await
     }
+
+    pub(super) fn one_delivery(&self, endpoint_id: &str, id: &str) -> Select<Entity> {
+        Entity::find()
+            .filter(Column::TeamId.eq(&self.tenant.team_id))
+            .filter(Column::Mode.eq(self.tenant.mode_word()))
+            .filter(Column::EndpointId.eq(endpoint_id))
+            .filter(Column::Id.eq(id))
+    }
 }
 
-fn delivery(row: Model) -> Result<Delivery, DbError> {
+pub(super) fn delivery(row: Model) -> Result<Delivery, DbError> {
     let status = DeliveryStatus::of(&row.status).ok_or_else(|| corrupt("the status of a delivery"))?;
     Ok(Delivery {
         id: row.id,

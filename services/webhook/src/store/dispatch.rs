@@ -1,14 +1,18 @@
 //! What the dispatcher does with deliveries: finds them, claims them, records what came of them.
 //!
 //! A claim is a lease: until `due_at_ms` the row is `claimed_by` one process, and after it anyone's. No transaction
-//! is held while something is sent, so a process that dies in between leaves a delivery that is sent once more.
+//! is held while something is sent, so a process that dies in between leaves a delivery that is sent once more. Who
+//! comes back later than that, and finds the row claimed anew, by whomever, has no say in it any more: an outcome counts
+//! only under the very claim that it was made under.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use bytes::Bytes;
 use http::Uri;
 use paperkey_kit::{
     db::{DbError, Engine, Tx},
     events::WEBHOOK_PAUSED,
+    fail_point::{self, Point},
     principal::{Tenant, mode_of},
     secrets::Secret,
 };
@@ -29,11 +33,16 @@ use crate::domain::{
     endpoint::Status,
 };
 
-/// Endpoints with something to send that one look finds at most.
+/// Endpoints for which something waits that one look walks over at most, active or not.
 pub(crate) const LANES_A_LOOK: usize = 500;
 
-const OUTCOME_COLUMNS: usize = 11;
+const OUTCOME_COLUMNS: usize = 12;
 const ATTEMPT_COLUMNS: usize = 7;
+
+/// How far in the future, by our clock, a time may be without being taken for one that nobody could wait for: the clocks
+/// of several processes are not quite the same. Claims bear less: a process whose clock is ahead of another's by more
+/// than a claim lasts beyond its exchange takes claims that are still good, and deliveries go out twice, under one id.
+const SKEW_MS: i64 = 5 * 60 * 1_000;
 
 /// An active endpoint for which something waits.
 #[derive(Clone, Debug)]
@@ -41,6 +50,15 @@ pub(crate) struct DueLane {
     pub(crate) endpoint_id: String,
     /// When the first of it may be taken.
     pub(crate) due_at_ms: i64,
+}
+
+/// What one look has found among the endpoints.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    /// In the order of their ids.
+    pub(crate) due: Vec<DueLane>,
+    /// Behind which id the next look goes on, where this one ended before the last endpoint.
+    pub(crate) next: Option<String>,
 }
 
 /// How many deliveries to take for an endpoint.
@@ -58,9 +76,13 @@ pub(crate) struct Claimed {
     pub(crate) topic: String,
     /// The attempts that were made before.
     pub(crate) attempts: i64,
+    /// How many of them were made before it was last replayed, if it was.
+    pub(crate) replayed_after: Option<i64>,
     pub(crate) held_until_ms: i64,
+    /// When the database had answered the claim: what is known of its endpoint is no older.
+    pub(crate) answered_at_ms: i64,
     /// The bytes to send; `None` where they cannot be opened.
-    pub(crate) body: Option<Vec<u8>>,
+    pub(crate) body: Option<Bytes>,
 }
 
 /// Where and how an endpoint is sent to.
@@ -71,6 +93,21 @@ pub(crate) struct Receiver {
     pub(crate) consecutive_failures: i64,
     /// `None` where it cannot be opened.
     pub(crate) secret: Option<Secret>,
+    /// The secret before, and until when both sign.
+    pub(crate) previous: Option<(Secret, i64)>,
+}
+
+/// A claim, as its holder names it.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) delivery_id: String,
+    pub(crate) held_until_ms: i64,
+}
+
+impl From<Claimed> for Claim {
+    fn from(claimed: Claimed) -> Self {
+        Self { delivery_id: claimed.id, held_until_ms: claimed.held_until_ms }
+    }
 }
 
 /// What was claimed, and where it goes.
@@ -87,6 +124,10 @@ pub(crate) struct Outcome {
     pub(crate) endpoint_id: String,
     /// The attempts that were made before.
     pub(crate) attempts: i64,
+    /// How many of them were made before it was last replayed, if it was.
+    pub(crate) replayed_after: Option<i64>,
+    /// The end of the claim under which it was sent.
+    pub(crate) held_until_ms: i64,
     pub(crate) attempt: Attempt,
     /// From 0 to 1: how the next wait strays.
     pub(crate) chance: f64,
@@ -105,18 +146,21 @@ impl Store {
     /// Active endpoints for which something waits, due or not, in the order of their ids after `after`.
     ///
     /// The index is read once for each endpoint and not once for each delivery, so that a long queue of one costs
-    /// the others nothing.
-    pub(crate) async fn due_lanes(&self, after: String) -> Result<Vec<DueLane>, DbError> {
+    /// the others nothing. Endpoints are counted while they are walked over, whether something is sent to them or
+    /// not: however many are paused or gone, a look ends.
+    pub(crate) async fn due_lanes(&self, after: String) -> Result<Lanes, DbError> {
         let text = format!(
-            "WITH RECURSIVE lanes (endpoint_id) AS ( \
-             SELECT MIN(d.endpoint_id) FROM deliveries d WHERE d.status = 'pending' AND d.endpoint_id > $1 \
+            "WITH RECURSIVE lanes (endpoint_id, number) AS ( \
+             SELECT MIN(d.endpoint_id), 1 FROM deliveries d WHERE d.status = 'pending' AND d.endpoint_id > $1 \
              UNION ALL \
              SELECT (SELECT MIN(d.endpoint_id) FROM deliveries d \
-             WHERE d.status = 'pending' AND d.endpoint_id > lanes.endpoint_id) \
-             FROM lanes WHERE lanes.endpoint_id IS NOT NULL) \
-             SELECT e.id AS endpoint_id, (SELECT MIN(d.due_at_ms) FROM deliveries d \
-             WHERE d.status = 'pending' AND d.endpoint_id = e.id) AS due_at_ms \
-             FROM lanes JOIN endpoints e ON e.id = lanes.endpoint_id WHERE e.status = 'active' LIMIT {LANES_A_LOOK}"
+             WHERE d.status = 'pending' AND d.endpoint_id > lanes.endpoint_id), lanes.number + 1 \
+             FROM lanes WHERE lanes.endpoint_id IS NOT NULL AND lanes.number < {LANES_A_LOOK}) \
+             SELECT lanes.endpoint_id AS endpoint_id, CASE WHEN e.status = 'active' THEN \
+             (SELECT MIN(d.due_at_ms) FROM deliveries d \
+             WHERE d.status = 'pending' AND d.endpoint_id = lanes.endpoint_id) END AS due_at_ms \
+             FROM lanes LEFT JOIN endpoints e ON e.id = lanes.endpoint_id \
+             WHERE lanes.endpoint_id IS NOT NULL ORDER BY lanes.endpoint_id"
         );
         let found = self
             .database
@@ -126,14 +170,16 @@ impl Store {
                 )
             })
             .await?;
-        let mut lanes = Vec::with_capacity(found.len());
-        for row in found {
-            // The last delivery may have gone between the two looks at the index.
+        let (mut due, mut last) = (Vec::new(), None);
+        for row in &found {
+            let endpoint_id: String = row.try_get("", "endpoint_id")?;
+            // There is none where the endpoint is paused or gone.
             if let Some(due_at_ms) = row.try_get::<Option<i64>>("", "due_at_ms")? {
-                lanes.push(DueLane { endpoint_id: row.try_get("", "endpoint_id")?, due_at_ms });
+                due.push(DueLane { endpoint_id: endpoint_id.clone(), due_at_ms });
             }
+            last = Some(endpoint_id);
         }
-        Ok(lanes)
+        Ok(Lanes { due, next: last.filter(|_| found.len() >= LANES_A_LOOK) })
     }
 
     /// Takes due deliveries, oldest first, for `holder` until a time. Of several processes one gets each.
@@ -151,7 +197,7 @@ impl Store {
              UPDATE deliveries SET claimed_by = $4, due_at_ms = $5 \
              WHERE id IN (SELECT id FROM picked) AND status = 'pending' AND due_at_ms <= $2 \
              AND EXISTS (SELECT 1 FROM endpoints e WHERE e.id = deliveries.endpoint_id AND e.status = 'active') \
-             RETURNING id, endpoint_id, event_id, topic, attempts"
+             RETURNING id, endpoint_id, event_id, topic, attempts, replayed_after"
         );
         let taken = self
             .database
@@ -171,6 +217,7 @@ impl Store {
                 Ok::<_, DbError>(taken)
             })
             .await?;
+        let answered_at_ms = self.clock.now_ms();
         let mut events = HashMap::new();
         let mut deliveries = Vec::with_capacity(taken.len());
         for row in taken {
@@ -179,7 +226,9 @@ impl Store {
                 endpoint_id: row.try_get("", "endpoint_id")?,
                 topic: row.try_get("", "topic")?,
                 attempts: row.try_get("", "attempts")?,
+                replayed_after: row.try_get("", "replayed_after")?,
                 held_until_ms,
+                answered_at_ms,
                 body: None,
             };
             events.insert(claimed.id.clone(), row.try_get::<String>("", "event_id")?);
@@ -195,10 +244,16 @@ impl Store {
         if deliveries.is_empty() {
             return Ok(Haul::default());
         }
+        fail_point::reach(Point::ClaimAfterCommit);
         let event_ids: HashSet<&String> = events.values().collect();
         let bodies = sql_of_bodies(event_ids);
         let endpoint_ids: HashSet<&str> = deliveries.iter().map(|claimed| claimed.endpoint_id.as_str()).collect();
-        let endpoints = Entity::find().filter(Column::Id.is_in(endpoint_ids));
+        let endpoints = format!(
+            "SELECT id, url, status, consecutive_failures, secret_sealed, previous_secret_sealed, \
+             previous_secret_until_ms FROM endpoints WHERE id IN ({})",
+            places(endpoint_ids.len(), 0)
+        );
+        let endpoint_ids: Vec<Value> = endpoint_ids.into_iter().map(Value::from).collect();
         let (bodies, endpoints) = self
             .database
             .read(move |reader| async move {
@@ -207,14 +262,14 @@ impl Store {
                 for (text, values) in bodies {
                     found.extend(reader.query_all_raw(sql(backend, text, values)).await?);
                 }
-                Ok::<_, DbError>((found, endpoints.all(&reader).await?))
+                Ok::<_, DbError>((found, reader.query_all_raw(sql(backend, endpoints, endpoint_ids)).await?))
             })
             .await?;
         let mut opened = HashMap::with_capacity(bodies.len());
         for row in bodies {
             let (id, sealed) = (row.try_get::<String>("", "id")?, row.try_get::<Vec<u8>>("", "body_sealed")?);
             match self.bodies.open(&id, &sealed) {
-                Ok(body) => drop(opened.insert(id, body)),
+                Ok(body) => drop(opened.insert(id, Bytes::from(body))),
                 Err(error) => tracing::error!(event = id, %error, "an event cannot be opened"),
             }
         }
@@ -223,31 +278,43 @@ impl Store {
         }
         let mut receivers = HashMap::with_capacity(endpoints.len());
         for row in endpoints {
-            let secret = self.secrets.open(&row.id, &row.secret_sealed).ok().and_then(|s| String::from_utf8(s).ok());
-            let receiver = Receiver {
-                status: Status::of(&row.status).unwrap_or(Status::Paused),
-                url: row.url,
-                consecutive_failures: row.consecutive_failures,
-                secret: secret.map(Secret::new),
+            let id: String = row.try_get("", "id")?;
+            let open = |sealed: Vec<u8>| {
+                let text = self.secrets.open(&id, &sealed).ok().and_then(|secret| String::from_utf8(secret).ok());
+                text.map(Secret::new)
             };
-            receivers.insert(row.id, receiver);
+            let previous: Option<Vec<u8>> = row.try_get("", "previous_secret_sealed")?;
+            let until_ms: Option<i64> = row.try_get("", "previous_secret_until_ms")?;
+            let receiver = Receiver {
+                url: row.try_get("", "url")?,
+                status: Status::of(&row.try_get::<String>("", "status")?).unwrap_or(Status::Paused),
+                consecutive_failures: row.try_get("", "consecutive_failures")?,
+                secret: open(row.try_get("", "secret_sealed")?),
+                previous: previous.and_then(open).zip(until_ms),
+            };
+            receivers.insert(id, receiver);
         }
         Ok(Haul { deliveries, receivers })
     }
 
-    /// Gives claims back, so that they are due at once for whoever comes.
-    pub(crate) async fn release(&self, ids: Vec<String>, holder: String) -> Result<(), DbError> {
+    /// Gives claims back, so that they are due at once for whoever comes. One that is not held any more stays as it is.
+    pub(crate) async fn release(&self, claims: Vec<Claim>, holder: String) -> Result<(), DbError> {
         let now_ms = self.clock.now_ms();
         self.database
             .write(move |tx| async move {
-                for chunk in ids.chunks(500) {
+                for chunk in claims.chunks(500) {
                     let text = format!(
-                        "UPDATE deliveries SET claimed_by = NULL, due_at_ms = $1 \
-                         WHERE claimed_by = $2 AND status = 'pending' AND id IN ({})",
-                        places(chunk.len(), 2)
+                        "UPDATE deliveries SET claimed_by = NULL, due_at_ms = $1 FROM (VALUES {}) AS v \
+                         WHERE deliveries.id = v.column1 AND deliveries.due_at_ms = v.column2 \
+                         AND deliveries.claimed_by = ${} AND deliveries.status = 'pending'",
+                        rows(chunk.len(), 2, 1),
+                        chunk.len() * 2 + 2
                     );
-                    let mut values: Vec<Value> = vec![now_ms.into(), holder.as_str().into()];
-                    values.extend(chunk.iter().map(|id| Value::from(id.as_str())));
+                    let mut values: Vec<Value> = vec![now_ms.into()];
+                    for claim in chunk {
+                        values.extend([claim.delivery_id.as_str().into(), claim.held_until_ms.into()]);
+                    }
+                    values.push(holder.as_str().into());
                     tx.execute_raw(sql(tx.get_database_backend(), text, values)).await?;
                 }
                 Ok(())
@@ -270,6 +337,55 @@ impl Store {
                 Ok(())
             })
             .await
+    }
+
+    /// Frees what nobody could wait for: claims that end later than any that lasts `claim_ms` can, and waits that were
+    /// counted from a time that is yet to come. Both are left behind when a clock that was ahead is set back. They
+    /// are due at once; to be early does less harm than to be a year late. Says how many there were.
+    pub(crate) async fn free_from_the_future(&self, claim_ms: i64) -> Result<u64, DbError> {
+        let now_ms = self.clock.now_ms();
+        let soon_ms = now_ms.saturating_add(SKEW_MS);
+        let claims_end_ms = soon_ms.saturating_add(claim_ms);
+        let waits_end_ms = soon_ms.saturating_add(self.schedule.longest_ms());
+        // The index is read once for each endpoint: what is due furthest ahead says whether there is anything to do.
+        let find = "WITH RECURSIVE lanes (endpoint_id) AS ( \
+                    SELECT MIN(d.endpoint_id) FROM deliveries d WHERE d.status = 'pending' \
+                    UNION ALL \
+                    SELECT (SELECT MIN(d.endpoint_id) FROM deliveries d \
+                    WHERE d.status = 'pending' AND d.endpoint_id > lanes.endpoint_id) \
+                    FROM lanes WHERE lanes.endpoint_id IS NOT NULL) \
+                    SELECT endpoint_id FROM lanes WHERE endpoint_id IS NOT NULL AND (SELECT MAX(d.due_at_ms) \
+                    FROM deliveries d WHERE d.status = 'pending' AND d.endpoint_id = lanes.endpoint_id) > $1";
+        let found = self
+            .database
+            .read(move |reader| async move {
+                let statement = sql(reader.get_database_backend(), find, vec![soon_ms.into()]);
+                Ok::<_, DbError>(reader.query_all_raw(statement).await?)
+            })
+            .await?;
+        let mut freed = 0;
+        for row in found {
+            let endpoint_id: String = row.try_get("", "endpoint_id")?;
+            freed += self
+                .database
+                .write(move |tx| async move {
+                    let text = "UPDATE deliveries SET claimed_by = NULL, due_at_ms = $1, next_attempt_at_ms = $1 \
+                                WHERE endpoint_id = $2 AND status = 'pending' AND due_at_ms > $3 AND ( \
+                                (claimed_by IS NOT NULL AND due_at_ms > $4) OR (claimed_by IS NULL \
+                                AND (due_at_ms > $5 OR COALESCE(last_attempt_at_ms, created_at_ms) > $3)))";
+                    let values: Vec<Value> = vec![
+                        now_ms.into(),
+                        endpoint_id.into(),
+                        soon_ms.into(),
+                        claims_end_ms.into(),
+                        waits_end_ms.into(),
+                    ];
+                    let freed = tx.execute_raw(sql(tx.get_database_backend(), text, values)).await?;
+                    Ok::<_, DbError>(freed.rows_affected())
+                })
+                .await?;
+        }
+        Ok(freed)
     }
 
     /// Records outcomes of deliveries that `holder` has claimed, in the order in which they came. One whose claim has
@@ -296,7 +412,8 @@ impl Store {
         for outcome in outcomes {
             let made = outcome.attempts + 1;
             let attempt = &outcome.attempt;
-            let settled = settle(&self.schedule, made, attempt, now_ms, outcome.chance);
+            let of_schedule = made.saturating_sub(outcome.replayed_after.unwrap_or(0));
+            let settled = settle(&self.schedule, of_schedule, attempt, now_ms, outcome.chance);
             if let Some(next) = settled.next_attempt_at_ms {
                 recorded.next_due_at_ms = Some(recorded.next_due_at_ms.map_or(next, |first: i64| first.min(next)));
             }
@@ -313,6 +430,7 @@ impl Store {
                 attempt.at_ms.into(),
                 finished_at_ms.into(),
                 holder.into(),
+                outcome.held_until_ms.into(),
             ];
             values.extend(row);
         }
@@ -321,7 +439,8 @@ impl Store {
              next_attempt_at_ms = v.column5, response_status = v.column6, duration_ms = v.column7, \
              error = v.column8, last_attempt_at_ms = v.column9, finished_at_ms = v.column10, claimed_by = NULL \
              FROM (VALUES {}) AS v WHERE deliveries.id = v.column1 AND deliveries.attempts = v.column2 - 1 \
-             AND deliveries.claimed_by = v.column11 AND deliveries.status = 'pending' RETURNING id",
+             AND deliveries.claimed_by = v.column11 AND deliveries.due_at_ms = v.column12 \
+             AND deliveries.status = 'pending' RETURNING id",
             rows(outcomes.len(), OUTCOME_COLUMNS, 0)
         );
         let mut took = HashSet::new();
@@ -349,8 +468,10 @@ impl Store {
             ];
             tries.extend(row);
             let Some((status, failures)) = states.get_mut(outcome.endpoint_id.as_str()) else { continue };
-            *failures = if attempt.fault.is_none() { 0 } else { failures.saturating_add(1) };
-            let pauses = attempt.is_gone() || *failures >= MAX_CONSECUTIVE_FAILURES;
+            // Somebody has asked for what is replayed: its failures tell nothing new of the receiver.
+            let counts = outcome.replayed_after.is_none();
+            *failures = if attempt.fault.is_none() { 0 } else { failures.saturating_add(i64::from(counts)) };
+            let pauses = attempt.is_gone() || (counts && *failures >= MAX_CONSECUTIVE_FAILURES);
             if pauses && *status == Status::Active {
                 *status = Status::Paused;
                 recorded.paused.insert(outcome.endpoint_id.clone());
@@ -382,6 +503,7 @@ impl Store {
                 tx.execute_raw(sql(backend, text, values)).await?;
             }
         }
+        fail_point::reach(Point::OutcomeBeforeCommit);
         Ok(recorded)
     }
 

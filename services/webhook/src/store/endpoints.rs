@@ -14,7 +14,7 @@ use sea_orm::{
 use super::{Act, Failure, TenantStore, corrupt, sql};
 use crate::domain::{
     Fault, could_be_id, could_be_source,
-    endpoint::{Changes, Endpoint, MAX_ENDPOINTS, Status},
+    endpoint::{Changes, Endpoint, MAX_ENDPOINTS, PREVIOUS_SECRET_MS, Status},
     signature::new_secret,
 };
 
@@ -33,6 +33,8 @@ pub(super) mod entity {
         pub url: String,
         pub events: String,
         pub secret_sealed: Vec<u8>,
+        pub previous_secret_sealed: Option<Vec<u8>>,
+        pub previous_secret_until_ms: Option<i64>,
         pub status: String,
         pub consecutive_failures: i64,
         pub created_at_ms: i64,
@@ -69,6 +71,7 @@ impl TenantStore {
             consecutive_failures: 0,
             created_at_ms: now_ms,
             updated_at_ms: now_ms,
+            previous_secret_until_ms: None,
         };
         let secret = new_secret();
         let row = Model {
@@ -79,6 +82,8 @@ impl TenantStore {
             url: endpoint.url.clone(),
             events: words(&endpoint.events),
             secret_sealed: self.store.secrets.seal(&endpoint.id, secret.expose().as_bytes()),
+            previous_secret_sealed: None,
+            previous_secret_until_ms: None,
             status: endpoint.status.word().to_owned(),
             consecutive_failures: 0,
             created_at_ms: now_ms,
@@ -104,7 +109,8 @@ impl TenantStore {
     /// One endpoint.
     pub(crate) async fn endpoint(&self, product_id: &str, id: &str) -> Result<Endpoint, Failure> {
         let query = self.one_endpoint(product_id, id)?;
-        let found = self.store.database.read(move |reader| async move { first(query, &reader).await }).await?;
+        let now_ms = self.store.clock.now_ms();
+        let found = self.store.database.read(move |reader| async move { first(query, now_ms, &reader).await }).await?;
         found.ok_or_else(|| Fault::NoSuchWebhook.into())
     }
 
@@ -127,7 +133,8 @@ impl TenantStore {
             .read(move |reader| async move { query.all(&reader).await.map_err(Failure::from) })
             .await?;
         let (rows, next) = page.cut(rows, |row| &row.id);
-        let endpoints = rows.into_iter().map(endpoint).collect::<Result<_, _>>()?;
+        let now_ms = self.store.clock.now_ms();
+        let endpoints = rows.into_iter().map(|row| endpoint(row, now_ms)).collect::<Result<_, _>>()?;
         Ok((endpoints, next))
     }
 
@@ -144,12 +151,12 @@ impl TenantStore {
         self.store
             .database
             .write(move |tx| async move {
-                let before = first(query, &tx).await?.ok_or(Fault::NoSuchWebhook)?;
+                let now_ms = this.store.clock.now_ms();
+                let before = first(query, now_ms, &tx).await?.ok_or(Fault::NoSuchWebhook)?;
                 let after = before.changed(changes);
                 if after == before {
                     return Ok(before);
                 }
-                let now_ms = this.store.clock.now_ms();
                 let after = Endpoint { updated_at_ms: now_ms, ..after };
                 let write = sql(
                     tx.get_database_backend(),
@@ -182,21 +189,61 @@ impl TenantStore {
             .await
     }
 
-    /// Removes one, and what waits for it.
-    pub(crate) async fn delete_endpoint(&self, product_id: &str, id: &str, act: Act) -> Result<(), Failure> {
-        let delete = self.one_endpoint(product_id, id)?.lock(LockType::Update);
-        let (this, id, product_id) = (self.clone(), id.to_owned(), product_id.to_owned());
+    /// Gives one a new secret, and answers it with that. The one before signs too for a while; one from before that
+    /// ends.
+    pub(crate) async fn rotate_secret(
+        &self,
+        product_id: &str,
+        id: &str,
+        act: Act,
+    ) -> Result<(Endpoint, Secret), Failure> {
+        let query = self.one_endpoint(product_id, id)?.lock(LockType::NoKeyUpdate);
+        let secret = new_secret();
+        let sealed = self.store.secrets.seal(id, secret.expose().as_bytes());
+        let (this, id) = (self.clone(), id.to_owned());
         self.store
             .database
             .write(move |tx| async move {
-                // Locked first: what comes in for it at this moment is then either seen below or never made.
+                let now_ms = this.store.clock.now_ms();
+                let until_ms = now_ms.saturating_add(PREVIOUS_SECRET_MS);
+                let before = first(query, now_ms, &tx).await?.ok_or(Fault::NoSuchWebhook)?;
+                // Both are sealed for the same row, so the one that goes is kept as it is.
+                let write = sql(
+                    tx.get_database_backend(),
+                    "UPDATE endpoints SET previous_secret_sealed = secret_sealed, previous_secret_until_ms = $1, \
+                     secret_sealed = $2, updated_at_ms = $3 WHERE id = $4",
+                    vec![until_ms.into(), sealed.into(), now_ms.into(), id.as_str().into()],
+                );
+                tx.execute_raw(write).await?;
+                let after = Endpoint { previous_secret_until_ms: Some(until_ms), updated_at_ms: now_ms, ..before };
+                tx.audit(act.on(resources(&after.id, &after.product_id)));
+                tx.after_commit(move || this.store.wake.changed(&id));
+                let made = (after, secret);
+                act.answer(&tx, &made)?;
+                Ok(made)
+            })
+            .await
+    }
+
+    /// Removes one: from then on nothing is sent to it and nothing comes in for it. What was or would be sent goes with
+    /// it, or, where that is much, with the next housekeeping.
+    pub(crate) async fn delete_endpoint(&self, product_id: &str, id: &str, act: Act) -> Result<(), Failure> {
+        let delete = self.one_endpoint(product_id, id)?.lock(LockType::Update);
+        let (this, id, product_id) = (self.clone(), id.to_owned(), product_id.to_owned());
+        let gone = id.clone();
+        self.store
+            .database
+            .write(move |tx| async move {
+                // Locked first: what comes in for it at this moment is then either there afterwards or never made.
                 delete.one(&tx).await?.ok_or(Fault::NoSuchWebhook)?;
                 remove(&tx, &id).await?;
                 tx.audit(act.on(resources(&id, &product_id)));
                 tx.after_commit(move || this.store.wake.changed(&id));
-                Ok(())
+                Ok::<_, Failure>(())
             })
-            .await
+            .await?;
+        self.store.forget_soon(vec![gone], Vec::new()).await;
+        Ok(())
     }
 
     /// Locks what is known of a product, or of the team in this mode, until the transaction ends, so that its endpoints
@@ -238,33 +285,33 @@ impl TenantStore {
     }
 }
 
-/// Removes an endpoint that the transaction has locked, and all that was or would be sent to it. Its events go with
-/// the next housekeeping.
+/// Removes an endpoint that the transaction has locked, and nothing else: what was or would be sent to it may be
+/// millions of rows.
 pub(super) async fn remove(tx: &Tx, id: &str) -> Result<(), DbError> {
-    for text in [
-        "DELETE FROM attempts WHERE delivery_id IN (SELECT id FROM deliveries WHERE endpoint_id = $1)",
-        "DELETE FROM deliveries WHERE endpoint_id = $1",
-        "DELETE FROM endpoints WHERE id = $1",
-    ] {
-        tx.execute_raw(sql(tx.get_database_backend(), text, vec![id.into()])).await?;
-    }
+    let text = "DELETE FROM endpoints WHERE id = $1";
+    tx.execute_raw(sql(tx.get_database_backend(), text, vec![id.into()])).await?;
     Ok(())
 }
 
 /// What an act was on: an endpoint, and its product where it has one.
-fn resources(id: &str, product_id: &str) -> Vec<String> {
+pub(super) fn resources(id: &str, product_id: &str) -> Vec<String> {
     [id, product_id].into_iter().filter(|id| !id.is_empty()).map(str::to_owned).collect()
 }
 
-async fn first(query: Select<Entity>, connection: &impl ConnectionTrait) -> Result<Option<Endpoint>, Failure> {
-    Ok(query.one(connection).await?.map(endpoint).transpose()?)
+/// The endpoint that is asked for, as it is now.
+pub(super) async fn first(
+    query: Select<Entity>,
+    now_ms: i64,
+    connection: &impl ConnectionTrait,
+) -> Result<Option<Endpoint>, Failure> {
+    Ok(query.one(connection).await?.map(|row| endpoint(row, now_ms)).transpose()?)
 }
 
 fn words(events: &[String]) -> String {
     serde_json::Value::from(events).to_string()
 }
 
-pub(super) fn endpoint(row: Model) -> Result<Endpoint, DbError> {
+pub(super) fn endpoint(row: Model, now_ms: i64) -> Result<Endpoint, DbError> {
     Ok(Endpoint {
         events: serde_json::from_str(&row.events).map_err(|_| corrupt("a list of events"))?,
         status: Status::of(&row.status).ok_or_else(|| corrupt("the status of an endpoint"))?,
@@ -274,5 +321,6 @@ pub(super) fn endpoint(row: Model) -> Result<Endpoint, DbError> {
         consecutive_failures: row.consecutive_failures,
         created_at_ms: row.created_at_ms,
         updated_at_ms: row.updated_at_ms,
+        previous_secret_until_ms: row.previous_secret_until_ms.filter(|until_ms| *until_ms > now_ms),
     })
 }

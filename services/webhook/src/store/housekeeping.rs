@@ -1,6 +1,6 @@
 //! What is kept long enough, and then goes. Everything in batches, so that no transaction holds up the others.
 
-use paperkey_kit::db::DbError;
+use paperkey_kit::db::{DbError, Engine};
 use sea_orm::{ConnectionTrait as _, Value};
 
 use super::{Store, places, sql};
@@ -11,45 +11,96 @@ const BATCH: i64 = 500;
 impl Store {
     /// Removes deliveries that were finished before a time, with their attempts. Says whether there may be more.
     pub(crate) async fn remove_finished(&self, before_ms: i64) -> Result<bool, DbError> {
+        // One that is being replayed at this moment is passed over: it is finished no longer.
+        let text = format!(
+            "WITH picked AS MATERIALIZED (SELECT id FROM deliveries \
+             WHERE finished_at_ms IS NOT NULL AND finished_at_ms < $1 ORDER BY finished_at_ms LIMIT $2 {}) \
+             DELETE FROM deliveries WHERE id IN (SELECT id FROM picked) RETURNING id",
+            self.passing_over("UPDATE")
+        );
         self.database
             .write(move |tx| async move {
                 let backend = tx.get_database_backend();
-                let find = "SELECT id FROM deliveries WHERE finished_at_ms IS NOT NULL AND finished_at_ms < $1 \
-                            ORDER BY finished_at_ms LIMIT $2";
-                let found = tx.query_all_raw(sql(backend, find, vec![before_ms.into(), BATCH.into()])).await?;
-                let mut ids: Vec<Value> = Vec::with_capacity(found.len());
-                for row in &found {
+                let gone = tx.query_all_raw(sql(backend, text, vec![before_ms.into(), BATCH.into()])).await?;
+                let mut ids: Vec<Value> = Vec::with_capacity(gone.len());
+                for row in &gone {
                     ids.push(row.try_get::<String>("", "id")?.into());
                 }
                 if ids.is_empty() {
                     return Ok(false);
                 }
-                let list = places(ids.len(), 0);
-                // What is finished stays so: nothing can have changed since the look.
-                let deliveries = format!("DELETE FROM deliveries WHERE id IN ({list})");
-                let attempts = format!("DELETE FROM attempts WHERE delivery_id IN ({list})");
-                tx.execute_raw(sql(backend, deliveries, ids.clone())).await?;
+                let attempts = format!("DELETE FROM attempts WHERE delivery_id IN ({})", places(ids.len(), 0));
                 tx.execute_raw(sql(backend, attempts, ids)).await?;
-                Ok(i64::try_from(found.len()).is_ok_and(|found| found == BATCH))
+                Ok(i64::try_from(gone.len()).is_ok_and(|gone| gone == BATCH))
             })
             .await
     }
 
-    /// Fails deliveries that have waited for a paused endpoint since before a time. Says whether there may be more.
+    /// Fails deliveries that have waited for a paused endpoint since before a time: an old one that was replayed, since
+    /// then. Says whether there may be more.
     pub(crate) async fn fail_held(&self, before_ms: i64) -> Result<bool, DbError> {
         let now_ms = self.clock.now_ms();
+        // Judged by what is locked: an endpoint that is being resumed, or a delivery that somebody changes, is passed
+        // over, and one that was resumed since the look is paused no longer.
+        let lock = match self.database.engine() {
+            Engine::Postgres => "FOR UPDATE OF d SKIP LOCKED FOR SHARE OF e SKIP LOCKED",
+            Engine::Sqlite => "",
+        };
+        let text = format!(
+            "WITH picked AS MATERIALIZED (SELECT d.id AS id FROM deliveries d JOIN endpoints e ON e.id = d.endpoint_id \
+             WHERE d.status = 'pending' AND d.created_at_ms < $1 AND d.due_at_ms < $1 \
+             AND (d.claimed_by IS NULL OR d.due_at_ms <= $2) AND e.status = 'paused' \
+             ORDER BY d.created_at_ms LIMIT $3 {lock}) \
+             UPDATE deliveries SET status = 'failed', error = 'held_too_long', finished_at_ms = $2, \
+             next_attempt_at_ms = NULL, claimed_by = NULL WHERE status = 'pending' AND id IN (SELECT id FROM picked)"
+        );
         self.database
             .write(move |tx| async move {
-                let text = "UPDATE deliveries SET status = 'failed', error = 'held_too_long', finished_at_ms = $1, \
-                            next_attempt_at_ms = NULL, claimed_by = NULL WHERE status = 'pending' AND id IN ( \
-                            SELECT d.id FROM deliveries d JOIN endpoints e ON e.id = d.endpoint_id \
-                            WHERE d.status = 'pending' AND d.created_at_ms < $2 AND e.status = 'paused' \
-                            ORDER BY d.created_at_ms LIMIT $3)";
-                let values: Vec<Value> = vec![now_ms.into(), before_ms.into(), BATCH.into()];
+                let values: Vec<Value> = vec![before_ms.into(), now_ms.into(), BATCH.into()];
                 let failed = tx.execute_raw(sql(tx.get_database_backend(), text, values)).await?.rows_affected();
                 Ok(i64::try_from(failed).is_ok_and(|failed| failed == BATCH))
             })
             .await
+    }
+
+    /// Removes secrets that sign no longer. Says whether there may be more.
+    pub(crate) async fn forget_secrets(&self) -> Result<bool, DbError> {
+        let now_ms = self.clock.now_ms();
+        let text = format!(
+            "WITH picked AS MATERIALIZED (SELECT id FROM endpoints \
+             WHERE previous_secret_until_ms IS NOT NULL AND previous_secret_until_ms <= $1 ORDER BY id LIMIT $2 {}) \
+             UPDATE endpoints SET previous_secret_sealed = NULL, previous_secret_until_ms = NULL \
+             WHERE id IN (SELECT id FROM picked)",
+            self.passing_over("NO KEY UPDATE")
+        );
+        self.database
+            .write(move |tx| async move {
+                let statement = sql(tx.get_database_backend(), text, vec![now_ms.into(), BATCH.into()]);
+                let gone = tx.execute_raw(statement).await?.rows_affected();
+                Ok(i64::try_from(gone).is_ok_and(|gone| gone == BATCH))
+            })
+            .await
+    }
+
+    /// Removes those who have stopped watching without a word.
+    pub(crate) async fn forget_watchers(&self) -> Result<(), DbError> {
+        let now_ms = self.clock.now_ms();
+        self.database
+            .write(move |tx| async move {
+                let text = "DELETE FROM watchers WHERE until_ms <= $1";
+                tx.execute_raw(sql(tx.get_database_backend(), text, vec![now_ms.into()])).await?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// How rows are locked of which others may hold some: those are passed over instead of waited for, so that nobody
+    /// waits in a circle.
+    pub(super) fn passing_over(&self, lock: &str) -> String {
+        match self.database.engine() {
+            Engine::Postgres => format!("FOR {lock} SKIP LOCKED"),
+            Engine::Sqlite => String::new(),
+        }
     }
 
     /// Removes events that were taken over before a time and have no deliveries any more, from those after an id.

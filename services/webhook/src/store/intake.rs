@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use paperkey_kit::{
     db::{DbError, Tx},
     events::{PRODUCT_DELETED, TEAM_DELETED},
+    fail_point::{self, Point},
     ids::new_id,
     principal::Tenant,
 };
@@ -15,11 +16,16 @@ use sea_orm::{
 };
 
 use super::{
-    MAX_VALUES, Store, TenantStore,
-    endpoints::{Column, Entity, endpoint, remove},
+    Act, Failure, MAX_VALUES, Store, TenantStore,
+    endpoints::{Column, Entity, endpoint, first, remove, resources},
     rows, sql,
 };
-use crate::domain::{could_be_id, could_be_source, endpoint::Endpoint, event};
+use crate::domain::{
+    Fault, could_be_id, could_be_source,
+    delivery::{Delivery, DeliveryStatus},
+    endpoint::{Endpoint, Status},
+    event,
+};
 
 const EVENT_COLUMNS: usize = 7;
 const DELIVERY_COLUMNS: usize = 10;
@@ -27,7 +33,7 @@ const DELIVERY_COLUMNS: usize = 10;
 impl Store {
     /// Takes events over: each is kept once, with one delivery for each endpoint that subscribes to it.
     ///
-    /// An event to which nobody subscribes is not kept. One that no endpoint could ever get is passed over, loudly:
+    /// An event to which nobody subscribes is kept only if somebody watches. One that no endpoint could ever get is passed over, loudly:
     /// refusing it would only stop those behind it.
     pub(crate) async fn ingest(&self, events: Vec<Event>) -> Result<(), DbError> {
         let (gone, events): (Vec<Event>, Vec<Event>) = events.into_iter().partition(|e| e.topic == TEAM_DELETED);
@@ -57,23 +63,34 @@ impl Store {
             (a, &one.team_id, one.mode_word()).cmp(&(b, &other.team_id, other.mode_word()))
         });
         deleted.sort_unstable_by(|(_, one), (_, other)| one.cmp(other));
-        let this = self.clone();
-        self.database
+        let (this, buried) = (self.clone(), deleted.clone());
+        let gone = self
+            .database
             .write(move |tx| async move {
+                let mut gone = Vec::new();
                 // Deletions first: of a product that goes, nothing more is sent.
                 for (tenant, product_id) in deleted {
-                    this.of(tenant).bury(&tx, &product_id).await?;
+                    gone.extend(this.of(tenant).bury(&tx, &product_id).await?);
                 }
+                let watched = if by_product.is_empty() { HashSet::new() } else { this.watched(&tx).await? };
                 let mut made = 0;
                 for ((tenant, product_id), events) in by_product {
-                    made += this.of(tenant).fan_out(&tx, &product_id, events).await?;
+                    let source = (tenant.team_id.clone(), tenant.mode_word().to_owned(), product_id);
+                    let is_watched = watched.contains(&source);
+                    made += this.of(tenant).fan_out(&tx, &source.2, events, is_watched).await?;
                 }
                 if made > 0 {
+                    fail_point::reach(Point::FanOutBeforeCommit);
+                    tx.after_commit(|| fail_point::reach(Point::FanOutAfterCommit));
                     tx.after_commit(move || this.wake.work());
                 }
-                Ok(())
+                Ok::<_, DbError>(gone)
             })
-            .await
+            .await?;
+        if !buried.is_empty() {
+            self.forget_soon(gone, buried).await;
+        }
+        Ok(())
     }
 }
 
@@ -88,16 +105,18 @@ fn tenant_of(event: &Event) -> Option<Tenant> {
 
 impl TenantStore {
     /// Keeps events of one product, or of the team, with their deliveries, and says how many deliveries were made.
-    async fn fan_out(&self, tx: &Tx, product_id: &str, events: Vec<Event>) -> Result<usize, DbError> {
+    async fn fan_out(&self, tx: &Tx, product_id: &str, events: Vec<Event>, is_watched: bool) -> Result<usize, DbError> {
         // The endpoints cannot be deleted until these deliveries are there to be deleted with them.
         let subscribed = self.of_product(product_id).order_by_asc(Column::Id).lock(LockType::KeyShare).all(tx).await?;
-        let endpoints = subscribed.into_iter().map(endpoint).collect::<Result<Vec<Endpoint>, _>>()?;
         let now_ms = self.store.clock.now_ms();
+        let endpoints = subscribed.into_iter().map(|row| endpoint(row, now_ms));
+        let endpoints = endpoints.collect::<Result<Vec<Endpoint>, _>>()?;
         let mut kept: Vec<(Event, Vec<u8>)> = Vec::new();
         let mut ids = HashSet::new();
         for event in events {
-            if !endpoints.iter().any(|endpoint| endpoint.events.contains(&event.topic)) || !ids.insert(event.id.clone())
-            {
+            let is_wanted = endpoints.iter().any(|endpoint| endpoint.events.contains(&event.topic))
+                || (is_watched && event::is_known(product_id, &event.topic));
+            if !is_wanted || !ids.insert(event.id.clone()) {
                 continue;
             }
             if let Some(body) = event::body(&event.id, &event.topic, event.created_at_ms, &event.data_json) {
@@ -111,31 +130,64 @@ impl TenantStore {
         let mut deliveries = Vec::new();
         for (event, _) in kept.iter().filter(|(event, _)| new.contains(&event.id)) {
             for endpoint in endpoints.iter().filter(|endpoint| endpoint.events.contains(&event.topic)) {
-                let row: [Value; DELIVERY_COLUMNS] = [
-                    new_id("dlv", &self.store.clock).into(),
-                    endpoint.id.as_str().into(),
-                    event.id.as_str().into(),
-                    self.tenant.team_id.as_str().into(),
-                    self.tenant.mode_word().into(),
-                    event.topic.as_str().into(),
-                    0_i64.into(),
-                    due_at_ms.into(),
-                    due_at_ms.into(),
-                    now_ms.into(),
-                ];
-                deliveries.push(row);
+                let delivery = waiting(new_id("dlv", &self.store.clock), event, due_at_ms, now_ms);
+                deliveries.push(self.row(&delivery, &endpoint.id));
             }
         }
-        for chunk in deliveries.chunks(MAX_VALUES / DELIVERY_COLUMNS) {
-            let text = format!(
-                "INSERT INTO deliveries (id, endpoint_id, event_id, team_id, mode, topic, attempts, due_at_ms, \
-                 next_attempt_at_ms, created_at_ms, status) SELECT v.column1, v.column2, v.column3, v.column4, \
-                 v.column5, v.column6, v.column7, v.column8, v.column9, v.column10, 'pending' FROM (VALUES {}) AS v",
-                rows(chunk.len(), DELIVERY_COLUMNS, 0)
-            );
-            tx.execute_raw(sql(tx.get_database_backend(), text, chunk.concat())).await?;
-        }
+        keep_deliveries(tx, &deliveries).await?;
         Ok(deliveries.len())
+    }
+
+    /// Makes a test event, and its delivery to that endpoint, whatever it subscribes to.
+    pub(crate) async fn test_endpoint(&self, product_id: &str, id: &str, act: Act) -> Result<Delivery, Failure> {
+        // It cannot be deleted until the delivery is there to be deleted with it.
+        let query = self.one_endpoint(product_id, id)?.lock(LockType::KeyShare);
+        let now_ms = self.store.clock.now_ms();
+        let event = Event {
+            id: new_id("evt", &self.store.clock),
+            topic: event::TEST.to_owned(),
+            team_id: self.tenant.team_id.clone(),
+            mode: self.tenant.mode.into(),
+            product_id: product_id.to_owned(),
+            created_at_ms: now_ms,
+            data_json: event::test_data(id),
+        };
+        let body = event::body(&event.id, &event.topic, now_ms, &event.data_json);
+        let body = body.ok_or_else(|| DbError::Internal("a test event is not JSON".to_owned()))?;
+        let due_at_ms = now_ms.saturating_add(self.store.schedule.first_ms());
+        let delivery = waiting(new_id("dlv", &self.store.clock), &event, due_at_ms, now_ms);
+        let this = self.clone();
+        self.store
+            .database
+            .write(move |tx| async move {
+                let endpoint = first(query, now_ms, &tx).await?.ok_or(Fault::NoSuchWebhook)?;
+                if endpoint.status == Status::Paused {
+                    return Err(Fault::WebhookPaused.into());
+                }
+                this.keep_events(&tx, &[(event, body)], now_ms).await?;
+                keep_deliveries(&tx, &[this.row(&delivery, &endpoint.id)]).await?;
+                let on = std::iter::once(delivery.id.clone());
+                tx.audit(act.on(on.chain(resources(&endpoint.id, &endpoint.product_id)).collect()));
+                tx.after_commit(move || this.store.wake.work());
+                act.answer(&tx, &delivery)?;
+                Ok(delivery)
+            })
+            .await
+    }
+
+    fn row(&self, delivery: &Delivery, endpoint_id: &str) -> [Value; DELIVERY_COLUMNS] {
+        [
+            delivery.id.as_str().into(),
+            endpoint_id.into(),
+            delivery.event_id.as_str().into(),
+            self.tenant.team_id.as_str().into(),
+            self.tenant.mode_word().into(),
+            delivery.topic.as_str().into(),
+            delivery.attempts.into(),
+            delivery.next_attempt_at_ms.unwrap_or(delivery.created_at_ms).into(),
+            delivery.next_attempt_at_ms.into(),
+            delivery.created_at_ms.into(),
+        ]
     }
 
     /// Keeps those that are not kept yet, and says which these are.
@@ -166,9 +218,10 @@ impl TenantStore {
         Ok(new)
     }
 
-    /// Removes all that is kept of a product, and remembers that it is gone: an endpoint that is being made for it at
-    /// this moment is either seen here or finds the tombstone.
-    async fn bury(&self, tx: &Tx, product_id: &str) -> Result<(), DbError> {
+    /// Removes the endpoints of a product and whoever watches it, and remembers that it is gone: an endpoint that is
+    /// being made for it at this moment is either seen here or finds the tombstone. Answers the endpoints; what was or
+    /// would be sent to them, and the events, may be millions of rows and go afterwards.
+    async fn bury(&self, tx: &Tx, product_id: &str) -> Result<Vec<String>, DbError> {
         let backend = tx.get_database_backend();
         let tombstone = sql(
             backend,
@@ -190,17 +243,51 @@ impl TenantStore {
             .lock(LockType::Update)
             .all(tx)
             .await?;
+        let mut gone = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
             remove(tx, &endpoint.id).await?;
+            gone.push(endpoint.id.clone());
             let wake = self.store.wake.clone();
             tx.after_commit(move || wake.changed(&endpoint.id));
         }
-        let events = sql(
+        // Whoever watches learns that it is gone when they ask again.
+        let watchers = sql(
             backend,
-            "DELETE FROM events WHERE product_id = $1 AND team_id = $2 AND mode = $3",
+            "DELETE FROM watchers WHERE product_id = $1 AND team_id = $2 AND mode = $3",
             vec![product_id.into(), self.tenant.team_id.as_str().into(), self.tenant.mode_word().into()],
         );
-        tx.execute_raw(events).await?;
-        Ok(())
+        tx.execute_raw(watchers).await?;
+        Ok(gone)
     }
+}
+
+/// A delivery that was not tried yet.
+fn waiting(id: String, event: &Event, due_at_ms: i64, now_ms: i64) -> Delivery {
+    Delivery {
+        id,
+        event_id: event.id.clone(),
+        topic: event.topic.clone(),
+        status: DeliveryStatus::Pending,
+        attempts: 0,
+        response_status: None,
+        duration_ms: None,
+        error: None,
+        created_at_ms: now_ms,
+        last_attempt_at_ms: None,
+        next_attempt_at_ms: Some(due_at_ms),
+    }
+}
+
+/// Writes new deliveries.
+async fn keep_deliveries(tx: &Tx, deliveries: &[[Value; DELIVERY_COLUMNS]]) -> Result<(), DbError> {
+    for chunk in deliveries.chunks(MAX_VALUES / DELIVERY_COLUMNS) {
+        let text = format!(
+            "INSERT INTO deliveries (id, endpoint_id, event_id, team_id, mode, topic, attempts, due_at_ms, \
+             next_attempt_at_ms, created_at_ms, status) SELECT v.column1, v.column2, v.column3, v.column4, \
+             v.column5, v.column6, v.column7, v.column8, v.column9, v.column10, 'pending' FROM (VALUES {}) AS v",
+            rows(chunk.len(), DELIVERY_COLUMNS, 0)
+        );
+        tx.execute_raw(sql(tx.get_database_backend(), text, chunk.concat())).await?;
+    }
+    Ok(())
 }

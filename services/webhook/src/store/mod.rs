@@ -12,9 +12,12 @@ pub(crate) mod dispatch;
 mod endpoints;
 pub(crate) mod housekeeping;
 mod intake;
+mod orphans;
+mod replays;
 mod teams;
 #[cfg(test)]
 mod tests;
+pub(crate) mod watch;
 
 use std::sync::Arc;
 
@@ -24,7 +27,7 @@ use paperkey_kit::{
     db::{Database, DbError},
     events::EventOutbox,
     principal::Tenant,
-    secrets::{Keyring, Sealer},
+    secrets::{Keyring, Purpose, Sealer},
 };
 use sea_orm::{DbBackend, Statement, Value};
 
@@ -64,7 +67,7 @@ impl Store {
         schedule: Arc<Schedule>,
         wake: Arc<Wake>,
     ) -> Self {
-        let (secrets, bodies) = (keys.sealer("webhook-secret/v1"), keys.sealer("webhook-event/v1"));
+        let (secrets, bodies) = (keys.sealer(Purpose::WebhookSecret), keys.sealer(Purpose::WebhookEvent));
         let outbox = EventOutbox::new(keys, clock.clone());
         Self { database, clock, secrets, bodies, outbox, schedule, wake }
     }

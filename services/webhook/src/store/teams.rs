@@ -1,6 +1,6 @@
 //! What goes with a team.
 
-use paperkey_kit::db::DbError;
+use paperkey_kit::db::{DbError, Tx};
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
     Value, sea_query::LockType,
@@ -38,7 +38,7 @@ impl Store {
                 self.forget_endpoint(id).await?;
             }
         }
-        for table in ["events", "products"] {
+        for table in ["watchers", "events", "products"] {
             while self.forget_rows(table, team_id.to_owned()).await? {}
         }
         Ok(())
@@ -86,18 +86,7 @@ impl Store {
             .write(move |tx| async move {
                 // Locked first, as everyone does who changes many deliveries of it.
                 Entity::find().filter(Column::Id.eq(&endpoint_id)).lock(LockType::Update).one(&tx).await?;
-                let text = "DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries WHERE endpoint_id = $1 \
-                            ORDER BY id LIMIT $2) RETURNING id";
-                let values: Vec<Value> = vec![endpoint_id.into(), BATCH.into()];
-                let rows = tx.query_all_raw(sql(tx.get_database_backend(), text, values)).await?;
-                let gone = rows.iter().map(|row| row.try_get::<String>("", "id").map(Value::from));
-                let gone = gone.collect::<Result<Vec<_>, _>>()?;
-                if gone.is_empty() {
-                    return Ok(false);
-                }
-                let text = format!("DELETE FROM attempts WHERE delivery_id IN ({})", places(gone.len(), 0));
-                tx.execute_raw(sql(tx.get_database_backend(), text, gone)).await?;
-                Ok(true)
+                remove_some(&tx, &endpoint_id).await
             })
             .await
     }
@@ -108,6 +97,7 @@ impl Store {
         self.database
             .write(move |tx| async move {
                 Entity::find().filter(Column::Id.eq(&id)).lock(LockType::Update).one(&tx).await?;
+                while remove_some(&tx, &id).await? {}
                 remove(&tx, &id).await?;
                 tx.after_commit(move || wake.changed(&id));
                 Ok(())
@@ -126,4 +116,21 @@ impl Store {
             })
             .await
     }
+}
+
+/// Removes some of what was or would be sent to an endpoint that the transaction has locked, and says whether there was
+/// any.
+async fn remove_some(tx: &Tx, endpoint_id: &str) -> Result<bool, DbError> {
+    let text = "DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries WHERE endpoint_id = $1 \
+                ORDER BY id LIMIT $2) RETURNING id";
+    let values: Vec<Value> = vec![endpoint_id.into(), BATCH.into()];
+    let rows = tx.query_all_raw(sql(tx.get_database_backend(), text, values)).await?;
+    let gone = rows.iter().map(|row| row.try_get::<String>("", "id").map(Value::from));
+    let gone = gone.collect::<Result<Vec<_>, _>>()?;
+    if gone.is_empty() {
+        return Ok(false);
+    }
+    let text = format!("DELETE FROM attempts WHERE delivery_id IN ({})", places(gone.len(), 0));
+    tx.execute_raw(sql(tx.get_database_backend(), text, gone)).await?;
+    Ok(true)
 }

@@ -1,5 +1,8 @@
 //! The store by itself, on both engines: what depends on the order of transactions, and on time.
 
+mod replays;
+mod watch;
+
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -12,6 +15,7 @@ use paperkey_kit::{
     principal::Tenant,
     secrets::Keyring,
     store_suite,
+    testing::TestDb,
     values::Page,
 };
 use paperkey_proto::{events::v1::Event, principal::v1::Mode};
@@ -19,7 +23,7 @@ use sea_orm::ConnectionTrait as _;
 
 use super::{
     Act, Failure, Store, TenantStore,
-    dispatch::{Claimed, Haul, LANES_A_LOOK, Outcome, Want},
+    dispatch::{Claim, Claimed, Haul, LANES_A_LOOK, Outcome, Want},
     sql,
 };
 use crate::{
@@ -38,13 +42,17 @@ store_suite! {
     a_claim_is_held_by_one_and_runs_out,
     a_delivery_is_claimed_once_however_many_try,
     an_outcome_counts_only_under_its_claim,
+    who_wakes_up_late_has_no_say_in_what_was_claimed_anew,
     a_claim_that_was_given_back_is_due_again,
+    a_clock_that_was_set_back_holds_nothing_for_ever,
+    the_secret_before_is_loaded_beside_the_new_one,
     the_tenth_failure_pauses_once_however_they_come_together,
     a_success_ends_a_row_of_failures,
     what_is_paused_is_not_found_and_not_claimed,
     resuming_makes_due_what_was_held_and_leaves_what_is_under_way,
     a_look_finds_every_endpoint_once_however_long_its_queue,
     a_look_ends_and_the_next_goes_on,
+    endpoints_that_are_paused_end_a_look_too,
     no_more_than_twenty_endpoints_however_they_are_made,
     a_team_has_twenty_of_its_own_in_each_mode_and_its_products_theirs,
     events_of_a_team_go_to_its_endpoints_of_their_mode,
@@ -53,6 +61,9 @@ store_suite! {
     an_endpoint_that_was_made_while_its_team_went_goes_when_it_is_told_again,
     a_product_cannot_get_an_endpoint_after_its_end_however_they_race,
     nothing_is_left_of_an_endpoint_that_goes_while_events_come,
+    much_that_was_sent_to_an_endpoint_goes_with_it_and_after_it,
+    what_is_under_way_to_an_endpoint_that_goes_ends_quietly,
+    of_a_product_that_goes_nothing_is_left,
     nothing_of_another_team_or_mode_is_there,
     a_hundred_deliveries_are_listed,
     what_is_old_goes_and_what_is_not_stays,
@@ -134,6 +145,8 @@ fn outcome(claimed: &Claimed, fault: Option<AttemptFault>) -> Outcome {
         delivery_id: claimed.id.clone(),
         endpoint_id: claimed.endpoint_id.clone(),
         attempts: claimed.attempts,
+        replayed_after: claimed.replayed_after,
+        held_until_ms: claimed.held_until_ms,
         attempt: Attempt {
             at_ms: START_MS,
             duration_ms: 7,
@@ -223,12 +236,126 @@ async fn an_outcome_counts_only_under_its_claim(database: Database) {
 async fn a_claim_that_was_given_back_is_due_again(database: Database) {
     let world = World::new(database, vec![0]);
     let endpoint = world.queue(3).await;
-    let ids: Vec<String> = world.claim(&endpoint, 3, "one").await.into_iter().map(|claimed| claimed.id).collect();
+    let claims: Vec<Claim> = world.claim(&endpoint, 3, "one").await.into_iter().map(Claim::from).collect();
     // Another's word does not count.
-    world.store.release(ids.clone(), "other".into()).await.unwrap();
+    world.store.release(claims.clone(), "other".into()).await.unwrap();
     assert!(world.claim(&endpoint, 3, "other").await.is_empty());
-    world.store.release(ids, "one".into()).await.unwrap();
+    world.store.release(claims, "one".into()).await.unwrap();
     assert_eq!(world.claim(&endpoint, 3, "other").await.len(), 3);
+}
+
+async fn who_wakes_up_late_has_no_say_in_what_was_claimed_anew(database: Database) {
+    let world = World::new(database, vec![0, 60]);
+    for next in ["other", "one"] {
+        let endpoint = world.queue(1).await;
+        let [late] = world.claim(&endpoint, 1, "one").await.try_into().unwrap();
+        world.hand.advance_ms(30_000);
+        let [current] = world.claim(&endpoint, 1, next).await.try_into().unwrap();
+        assert_eq!((&late.id, late.attempts), (&current.id, current.attempts));
+        for outcome in [failed(&late), outcome(&late, None)] {
+            let recorded = world.store.record(vec![outcome], "one".into()).await.unwrap();
+            assert!(recorded.paused.is_empty());
+        }
+        world.store.release(vec![late.clone().into()], "one".into()).await.unwrap();
+        let seen = world.tenant.delivery(&endpoint.product_id, &endpoint.id, &late.id).await.unwrap();
+        assert_eq!((seen.0.status, seen.0.attempts, seen.1.len()), (DeliveryStatus::Pending, 0, 0), "{next}");
+        assert_eq!(world.reload(&endpoint).await.consecutive_failures, 0, "{next}");
+        assert!(world.claim(&endpoint, 1, "third").await.is_empty(), "the claim of {next} was taken from it");
+        // Who holds it now has the say.
+        world.store.record(vec![failed(&current)], next.into()).await.unwrap();
+        let seen = world.tenant.delivery(&endpoint.product_id, &endpoint.id, &late.id).await.unwrap();
+        assert_eq!((seen.0.attempts, seen.1.len()), (1, 1), "{next}");
+        assert_eq!(world.reload(&endpoint).await.consecutive_failures, 1, "{next}");
+    }
+}
+
+async fn a_clock_that_was_set_back_holds_nothing_for_ever(database: Database) {
+    const CLAIM_MS: i64 = 30_000;
+    let world = World::new(database, vec![0, 300]);
+    let freed = async || world.store.free_from_the_future(CLAIM_MS).await.unwrap();
+    // A clock that is a year ahead: one claim of a process that dies, one wait, one that was never tried.
+    world.hand.advance_ms(365 * DAY_MS);
+    let endpoint = world.queue(3).await;
+    let [_, tried] = world.claim(&endpoint, 2, "dead").await.try_into().unwrap();
+    world.store.record(vec![Outcome { attempt: at(&world, &tried), ..failed(&tried) }], "dead".into()).await.unwrap();
+    assert_eq!(freed().await, 0, "as long as the clock is right, all of that may wait");
+    world.hand.advance_ms(-365 * DAY_MS);
+    assert!(world.claim(&endpoint, 5, "living").await.is_empty());
+    assert_eq!(freed().await, 3);
+    assert_eq!(world.claim(&endpoint, 5, "living").await.len(), 3);
+    // Once is enough, and what is claimed or waits by the clock of today is left alone.
+    assert_eq!(freed().await, 0);
+
+    let other = world.queue(3).await;
+    let [claimed, short, long] = world.claim(&other, 3, "living").await.try_into().unwrap();
+    let long = Outcome { attempt: Attempt { retry_after_ms: Some(DAY_MS), ..at(&world, &long) }, ..failed(&long) };
+    let short = Outcome { attempt: at(&world, &short), ..failed(&short) };
+    world.store.record(vec![short, long], "living".into()).await.unwrap();
+    assert_eq!(freed().await, 0);
+    // By as little as two clocks may differ, nothing is lost either.
+    world.hand.advance_ms(-60_000);
+    assert_eq!(freed().await, 0);
+    world.store.record(vec![outcome(&claimed, None)], "living".into()).await.unwrap();
+    let (seen, _) = world.tenant.delivery(&other.product_id, &other.id, &claimed.id).await.unwrap();
+    assert_eq!(seen.status, DeliveryStatus::Succeeded);
+}
+
+/// A failed attempt of this moment.
+fn at(world: &World, claimed: &Claimed) -> Attempt {
+    Attempt { at_ms: world.clock.now_ms(), ..failed(claimed).attempt }
+}
+
+async fn the_secret_before_is_loaded_beside_the_new_one(database: Database) {
+    let world = World::new(database, vec![0]);
+    let endpoint = world.queue(1).await;
+    let (id, sealed) = (endpoint.id.clone(), world.store.secrets.seal(&endpoint.id, b"whsec_b2xk"));
+    let job = |tx: paperkey_kit::db::Tx| async move {
+        let text = "UPDATE endpoints SET previous_secret_sealed = $1, previous_secret_until_ms = $2 WHERE id = $3";
+        let values = vec![sealed.into(), (START_MS + 1).into(), id.into()];
+        tx.execute_raw(sql(tx.get_database_backend(), text, values)).await?;
+        Ok::<_, DbError>(())
+    };
+    world.store.database.write(job).await.unwrap();
+    let want = Want { endpoint_id: endpoint.id.clone(), count: 1 };
+    let haul: Haul = world.store.claim(vec![want], "one".into(), START_MS + 30_000).await.unwrap();
+    let receiver = &haul.receivers[&endpoint.id];
+    let (previous, until_ms) = receiver.previous.as_ref().unwrap();
+    assert_eq!((previous.expose(), *until_ms), ("whsec_b2xk", START_MS + 1));
+    assert_ne!(receiver.secret.as_ref().unwrap(), previous);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_failures_that_two_processes_write_at_once_pause_once() {
+    let Some(db) = TestDb::postgres().await else { return };
+    let one = World::new(db.migrated::<paperkey_migrations::webhook::Migrator>().await, vec![0, 60]);
+    // A pool of its own, as another process has.
+    let other = World::new(db.open().await, vec![0, 60]);
+    for round in 0..10 {
+        // Many more wait than are tried: only what failed counts.
+        let endpoint = one.queue(30).await;
+        let (few, rest) = (one.claim(&endpoint, 5, "one").await, other.claim(&endpoint, 5, "other").await);
+        assert_eq!((few.len(), rest.len()), (5, 5));
+        let writes = few.iter().map(|claimed| (&one, "one", claimed));
+        let writes = writes.chain(rest.iter().map(|claimed| (&other, "other", claimed)));
+        let tasks: Vec<_> = writes
+            .map(|(world, holder, claimed)| {
+                let (store, outcome) = (world.store.clone(), failed(claimed));
+                tokio::spawn(async move { store.record(vec![outcome], holder.into()).await.unwrap().paused.len() })
+            })
+            .collect();
+        let mut paused = 0;
+        for task in tasks {
+            paused += task.await.unwrap();
+        }
+        assert_eq!(paused, 1, "round {round}");
+        let after = other.reload(&endpoint).await;
+        assert_eq!((after.status, after.consecutive_failures), (Status::Paused, 10));
+        let told = "SELECT COUNT(*) AS number FROM outbox WHERE target = 'auth' AND topic = 'webhook.paused'";
+        assert_eq!(number(&one.store, told).await, round + 1);
+    }
+    one.store.database.close().await;
+    other.store.database.close().await;
+    db.remove().await;
 }
 
 async fn the_tenth_failure_pauses_once_however_they_come_together(database: Database) {
@@ -274,7 +401,7 @@ async fn what_is_paused_is_not_found_and_not_claimed(database: Database) {
     let world = World::new(database, vec![0]);
     let (paused, active) = (world.queue(2).await, world.queue(2).await);
     world.set(&paused, Status::Paused).await;
-    let lanes = world.store.due_lanes(String::new()).await.unwrap();
+    let lanes = world.store.due_lanes(String::new()).await.unwrap().due;
     assert_eq!(lanes.iter().map(|lane| &lane.endpoint_id).collect::<Vec<_>>(), [&active.id]);
     assert!(world.claim(&paused, 5, "one").await.is_empty());
     assert_eq!(world.claim(&active, 5, "one").await.len(), 2);
@@ -299,27 +426,28 @@ async fn resuming_makes_due_what_was_held_and_leaves_what_is_under_way(database:
 async fn a_look_finds_every_endpoint_once_however_long_its_queue(database: Database) {
     let world = World::new(database, vec![0]);
     let (long, short) = (world.queue(700).await, world.queue(1).await);
-    let lanes = world.store.due_lanes(String::new()).await.unwrap();
+    let lanes = world.store.due_lanes(String::new()).await.unwrap().due;
     let found: HashSet<_> = lanes.iter().map(|lane| lane.endpoint_id.as_str()).collect();
     assert_eq!((lanes.len(), found), (2, HashSet::from([long.id.as_str(), short.id.as_str()])));
     assert!(lanes.iter().all(|lane| lane.due_at_ms == START_MS));
     world.claim(&short, 1, "one").await;
-    let lanes = world.store.due_lanes(String::new()).await.unwrap();
+    let lanes = world.store.due_lanes(String::new()).await.unwrap().due;
     let due: BTreeMap<_, _> = lanes.iter().map(|lane| (lane.endpoint_id.as_str(), lane.due_at_ms)).collect();
     assert_eq!(due, BTreeMap::from([(long.id.as_str(), START_MS), (short.id.as_str(), START_MS + 30_000)]));
 }
 
-async fn a_look_ends_and_the_next_goes_on(database: Database) {
-    let world = World::new(database, vec![0]);
-    // Straight into the tables: so many endpoints are slow to make.
-    let job = |tx: paperkey_kit::db::Tx| async move {
-        for at in 0..=LANES_A_LOOK {
+/// Straight into the tables: so many endpoints, each with a delivery that is due, are slow to make.
+async fn insert_lanes(world: &World, count: usize, status: impl Fn(usize) -> Status + Send + 'static) {
+    let job = move |tx: paperkey_kit::db::Tx| async move {
+        // Backwards, so that their order is that of nothing but their ids.
+        for at in (0..count).rev() {
             let backend = tx.get_database_backend();
             let endpoint = "INSERT INTO endpoints (id, team_id, mode, product_id, url, events, secret_sealed, status, \
                             consecutive_failures, created_at_ms, updated_at_ms) \
-                            VALUES ($1, 't', 'live', 'p', 'u', '[]', $2, 'active', 0, 0, 0)";
+                            VALUES ($1, 't', 'live', 'p', 'u', '[]', $2, $3, 0, 0, 0)";
             let id = format!("wh_{at:06}");
-            tx.execute_raw(sql(backend, endpoint, vec![id.as_str().into(), vec![0_u8].into()])).await?;
+            let values = vec![id.as_str().into(), vec![0_u8].into(), status(at).word().into()];
+            tx.execute_raw(sql(backend, endpoint, values)).await?;
             let delivery = "INSERT INTO deliveries (id, endpoint_id, event_id, team_id, mode, topic, status, attempts, \
                             due_at_ms, created_at_ms) VALUES ($1, $2, 'e', 't', 'live', 'x', 'pending', 0, 0, 0)";
             tx.execute_raw(sql(backend, delivery, vec![format!("dlv_{at}").into(), id.into()])).await?;
@@ -327,11 +455,35 @@ async fn a_look_ends_and_the_next_goes_on(database: Database) {
         Ok::<_, DbError>(())
     };
     world.store.database.write(job).await.unwrap();
+}
+
+async fn a_look_ends_and_the_next_goes_on(database: Database) {
+    let world = World::new(database, vec![0]);
+    insert_lanes(&world, LANES_A_LOOK + 1, |_| Status::Active).await;
     let first = world.store.due_lanes(String::new()).await.unwrap();
-    assert_eq!(first.len(), LANES_A_LOOK);
-    let second = world.store.due_lanes(first.last().unwrap().endpoint_id.clone()).await.unwrap();
-    assert_eq!(second.len(), 1);
-    assert_eq!(second[0].endpoint_id, format!("wh_{LANES_A_LOOK:06}"));
+    let last = format!("wh_{:06}", LANES_A_LOOK - 1);
+    assert_eq!((first.due.len(), first.next.as_ref()), (LANES_A_LOOK, Some(&last)));
+    assert!(first.due.is_sorted_by_key(|lane| &lane.endpoint_id));
+    let second = world.store.due_lanes(last).await.unwrap();
+    let found: Vec<_> = second.due.iter().map(|lane| lane.endpoint_id.clone()).collect();
+    assert_eq!((found, second.next), (vec![format!("wh_{LANES_A_LOOK:06}")], None));
+}
+
+async fn endpoints_that_are_paused_end_a_look_too(database: Database) {
+    let world = World::new(database, vec![0]);
+    // Only each hundredth is active.
+    let is_active = |at: usize| at % 100 == 99;
+    insert_lanes(&world, 1_200, move |at| if is_active(at) { Status::Active } else { Status::Paused }).await;
+    let (mut found, mut looks, mut after) = (Vec::new(), Vec::new(), Some(String::new()));
+    while let Some(from) = after {
+        let look = world.store.due_lanes(from).await.unwrap();
+        looks.push(look.due.len());
+        found.extend(look.due.into_iter().map(|lane| lane.endpoint_id));
+        after = look.next;
+    }
+    assert_eq!(looks, [5, 5, 2]);
+    let active = (0..1_200).filter(|at| is_active(*at)).map(|at| format!("wh_{at:06}"));
+    assert_eq!(found, active.collect::<Vec<_>>());
 }
 
 async fn no_more_than_twenty_endpoints_however_they_are_made(database: Database) {
@@ -540,6 +692,93 @@ async fn nothing_is_left_of_an_endpoint_that_goes_while_events_come(database: Da
     assert_eq!(number(&world.store, "SELECT COUNT(*) AS number FROM deliveries").await, 0);
 }
 
+/// What the housekeeping does for endpoints that are gone, and how many those were.
+async fn sweep(store: &Store) -> usize {
+    let (mut after, mut swept) = (Some(String::new()), 0);
+    while let Some(id) = after {
+        let (gone, next) = store.orphaned(id).await.unwrap();
+        swept += gone.len();
+        for endpoint_id in gone {
+            while store.forget_orphans(endpoint_id.clone()).await.unwrap() {}
+        }
+        after = next;
+    }
+    swept
+}
+
+/// Removes the row of an endpoint and leaves the rest, as where a process ends right behind the deletion.
+async fn remove_row(world: &World, endpoint: &Endpoint) {
+    let id = endpoint.id.clone();
+    let job = move |tx: paperkey_kit::db::Tx| async move { super::endpoints::remove(&tx, &id).await };
+    world.store.database.write(job).await.unwrap();
+}
+
+async fn much_that_was_sent_to_an_endpoint_goes_with_it_and_after_it(database: Database) {
+    let world = World::new(database, vec![0]);
+    let kept = world.queue(3).await;
+    // As much as a moment is enough for goes at once, and the rest later.
+    let at_once = world.queue(1_250).await;
+    world.tenant.delete_endpoint(&at_once.product_id, &at_once.id, act()).await.unwrap();
+    sweep(&world.store).await;
+    assert_eq!(number(&world.store, "SELECT COUNT(*) AS number FROM deliveries").await, 3);
+
+    let orphaned = world.queue(1_250).await;
+    let few = world.claim(&orphaned, 50, "one").await;
+    world.store.record(few.iter().map(failed).collect(), "one".into()).await.unwrap();
+    remove_row(&world, &orphaned).await;
+    // What is left meanwhile is neither found nor claimed, shown nor given up for being held.
+    let due: Vec<_> = world.store.due_lanes(String::new()).await.unwrap().due;
+    assert_eq!(due.iter().map(|lane| &lane.endpoint_id).collect::<Vec<_>>(), [&kept.id]);
+    assert!(world.claim(&orphaned, 5, "one").await.is_empty());
+    let shown = world.tenant.deliveries(&orphaned.product_id, &orphaned.id, everything()).await;
+    assert!(matches!(shown, Err(Failure::Fault(Fault::NoSuchWebhook))), "{shown:?}");
+    assert!(!world.store.fail_held(START_MS + DAY_MS).await.unwrap());
+    assert_eq!(sweep(&world.store).await, 1);
+    assert_eq!(number(&world.store, "SELECT COUNT(*) AS number FROM deliveries").await, 3);
+    assert_eq!(number(&world.store, "SELECT COUNT(*) AS number FROM attempts").await, 0);
+    assert_eq!(sweep(&world.store).await, 0);
+    // An endpoint that is there loses nothing by it.
+    assert!(!world.store.forget_orphans(kept.id.clone()).await.unwrap());
+    assert_eq!(world.claim(&kept, 5, "one").await.len(), 3);
+}
+
+async fn what_is_under_way_to_an_endpoint_that_goes_ends_quietly(database: Database) {
+    let world = World::new(database, vec![0, 60]);
+    for removed_before_the_outcome in [true, false] {
+        let endpoint = world.queue(2).await;
+        let [one, other] = world.claim(&endpoint, 2, "one").await.try_into().unwrap();
+        if removed_before_the_outcome {
+            world.tenant.delete_endpoint(&endpoint.product_id, &endpoint.id, act()).await.unwrap();
+        } else {
+            remove_row(&world, &endpoint).await;
+        }
+        let outcomes = vec![failed(&one), outcome(&other, None)];
+        assert!(world.store.record(outcomes, "one".into()).await.unwrap().paused.is_empty());
+        world.store.release(vec![one.into()], "one".into()).await.unwrap();
+        sweep(&world.store).await;
+        for text in ["SELECT COUNT(*) AS number FROM deliveries", "SELECT COUNT(*) AS number FROM attempts"] {
+            assert_eq!(number(&world.store, text).await, 0, "{text}");
+        }
+    }
+}
+
+async fn of_a_product_that_goes_nothing_is_left(database: Database) {
+    let world = World::new(database, vec![0]);
+    let kept = world.queue(2).await;
+    let endpoint = world.queue(1_250).await;
+    let mut end = world.events(&endpoint.product_id, 1);
+    paperkey_kit::events::PRODUCT_DELETED.clone_into(&mut end[0].topic);
+    world.store.ingest(end.clone()).await.unwrap();
+    assert!(world.claim(&endpoint, 5, "one").await.is_empty());
+    sweep(&world.store).await;
+    // Told again, it goes on with what is left.
+    world.store.ingest(end).await.unwrap();
+    for text in ["SELECT COUNT(*) AS number FROM deliveries", "SELECT COUNT(*) AS number FROM events"] {
+        assert_eq!(number(&world.store, text).await, 2, "{text}");
+    }
+    assert_eq!(world.claim(&kept, 5, "one").await.len(), 2);
+}
+
 async fn nothing_of_another_team_or_mode_is_there(database: Database) {
     let world = World::new(database, vec![0]);
     let endpoint = world.queue(1).await;
@@ -635,7 +874,7 @@ async fn what_is_sealed_is_sealed(database: Database) {
     let want = Want { endpoint_id: endpoint.id.clone(), count: 1 };
     let haul: Haul = world.store.claim(vec![want], "one".into(), START_MS + 30_000).await.unwrap();
     let body = haul.deliveries[0].body.clone().unwrap();
-    assert!(String::from_utf8(body).unwrap().contains("K7WX9"));
+    assert!(std::str::from_utf8(&body).unwrap().contains("K7WX9"));
     let secret = haul.receivers[&endpoint.id].secret.clone().unwrap();
     let job = |reader: paperkey_kit::db::Reader| async move {
         let backend = reader.get_database_backend();

@@ -126,6 +126,9 @@ impl Service<HttpRequest<Body>> for As {
 
 /// One in test mode.
 pub(crate) const TEST_PRODUCT: &str = "prod_3";
+/// What the ids of as many more products of `team_1` in live mode begin with as a test wants.
+pub(crate) const ONE_OF_MANY: &str = "prod_many_";
+
 /// A catalogue in which `team_1` has two products in live mode, and one in test mode.
 struct TwoProducts;
 
@@ -135,7 +138,8 @@ impl CatalogService for TwoProducts {
         let tenant = Caller::of(&request)?.tenant()?;
         let id = request.into_inner().id;
         let of_mode: &[&str] = if tenant.mode == Mode::Live { &[PRODUCT, OTHER_PRODUCT] } else { &[TEST_PRODUCT] };
-        if !of_mode.contains(&id.as_str()) || tenant.team_id != "team_1" {
+        let is_one_of_many = tenant.mode == Mode::Live && id.starts_with(ONE_OF_MANY);
+        if !(of_mode.contains(&id.as_str()) || is_one_of_many) || tenant.team_id != "team_1" {
             return Err(Error::not_found("product").into());
         }
         Ok(Response::new(GetProductResponse { product: Some(Product { id, ..Product::default() }) }))
@@ -407,7 +411,7 @@ pub(crate) fn secret_key(product: &str) -> Principal {
         team_id: "team_1".into(),
         mode: Mode::Live.into(),
         product_id: product.into(),
-        scopes: vec![Scope::WebhooksRead.into(), Scope::WebhooksWrite.into()],
+        scopes: vec![Scope::WebhooksRead.into(), Scope::WebhooksWrite.into(), Scope::LicensesRead.into()],
         ..Principal::default()
     }
 }

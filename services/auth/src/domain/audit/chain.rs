@@ -4,7 +4,7 @@
 //! its number and the link before. The newest link is the head; the newest one that was removed for its age is the
 //! checkpoint. Both are signed for what they are, so that one cannot stand in for the other.
 
-use paperkey_kit::secrets::{KeyedHash, Keyring};
+use paperkey_kit::secrets::{KeptKey, KeyedHash, Keyring};
 use ring::digest::{SHA256, digest};
 
 use super::block::Block;
@@ -41,7 +41,7 @@ pub(crate) enum Purpose {
 
 impl ChainKey {
     pub(crate) fn new(keys: &Keyring) -> Self {
-        Self(keys.hasher("audit-chain/v1"))
+        Self(keys.kept(KeptKey::AuditChain))
     }
 
     /// Over all that a block is made of.

@@ -20,9 +20,12 @@ use tokio::{
 };
 
 use super::{Session, block_on};
-use crate::db::{
-    DbError, Shared, Tx,
-    tx::{self, Settlement, TxCore},
+use crate::{
+    db::{
+        DbError, Shared, Tx,
+        tx::{self, Settlement, TxCore},
+    },
+    fail_point::{self, Point},
 };
 
 /// Jobs which share one commit at most.
@@ -225,6 +228,8 @@ impl Desk {
         }
         if lost.is_none() {
             let keep = ran.iter().any(|(_, settlement)| settlement.is_some());
+            let emits = || ran.iter().filter_map(|(_, settlement)| settlement.as_ref()).any(Settlement::emits);
+            fail_point::reach_if(Point::OutboxBeforeCommit, emits);
             // An error here is only about a transaction in which nothing is
             // worth keeping.
             lost = if keep {
@@ -235,6 +240,7 @@ impl Desk {
             };
             if keep && lost.is_none() {
                 self.shared.counters.commit();
+                fail_point::reach_if(Point::OutboxAfterCommit, emits);
             }
         }
         if lost.is_some() && !self.connection.lock().is_autocommit() {
