@@ -14,6 +14,8 @@ use paperkey_proto::{
     principal::v1::Principal,
 };
 
+use crate::session::Outcome;
+
 /// What is recorded of a call whose caller did not wait for the answer: nginx's word for it.
 const GONE: u16 = 499;
 
@@ -56,6 +58,8 @@ pub(crate) struct Call {
     /// The team that the path names.
     pub(crate) team: Option<String>,
     pub(crate) told: Told,
+    /// What becomes of the session that it makes or ends.
+    pub(crate) session: Outcome,
     /// The code of the error, and the status that it has over REST.
     pub(crate) error: Option<(&'static str, StatusCode)>,
     /// Nothing of it is recorded or counted: it is no call of the API.
@@ -88,6 +92,7 @@ impl Call {
             resources: Vec::new(),
             team: None,
             told: Told::default(),
+            session: Outcome::default(),
             error: None,
             aside: false,
             at_ms: clock.now_ms(),
@@ -121,6 +126,7 @@ impl Call {
             resources: self.resources.clone(),
             team: self.team.clone(),
             told: self.told.clone(),
+            session: self.session,
             error: self.error,
             aside: self.aside,
             audit: None,

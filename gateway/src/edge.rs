@@ -1,6 +1,7 @@
 //! What every request meets first: whose address it comes from, how large it may be, what a browser may read.
 //!
-//! Deliberately absent: cookies, and with them credentials in CORS.
+//! Deliberately absent: credentials in CORS. Cookies are a [`session`](crate::session) on pages of our own, and what a
+//! browser of any origin may call is never called by one.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,6 +22,11 @@ use crate::body::Body;
 
 /// More proxies than this stand in no row.
 const MAX_HOPS: usize = 32;
+
+/// Whether an address of ours is one for encrypted connections.
+pub(crate) fn is_https(public_url: &str) -> bool {
+    public_url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
+}
 
 /// The address that a call comes from: the socket's, or what proxies that are trusted say of it.
 ///

@@ -16,14 +16,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, stream};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, Response, Version,
     header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, FORWARDED, HOST, TE, TRANSFER_ENCODING},
     request::Parts as Head,
 };
 use http_body::{Frame, SizeHint};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use paperkey_kit::{
     principal::{Caller, REQUEST_ID_HEADER, nobody},
     reflection,
@@ -31,7 +31,7 @@ use paperkey_kit::{
 };
 use paperkey_proto::{Error, errors::v1::Reason};
 use parking_lot::Mutex;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, Service as _, service_fn};
 
@@ -40,9 +40,10 @@ use crate::{
     call::Call,
     edge, once,
     policy::Arrival,
+    session::Outcome,
     streams::{self, Holder},
     table::{Answers, Table},
-    transcode::{FRAME_HEADER_BYTES, bytes_of, message_in},
+    transcode::{FRAME_HEADER_BYTES, bytes_of, framed, message_in},
 };
 
 /// The content types of gRPC-Web that have an encoding here.
@@ -192,8 +193,15 @@ async fn pass(
         return Err(Error::new(Reason::MethodNotAllowed).with_message("No such method"));
     };
     call.method = Some(Arc::clone(&rpc.method));
-    let arrival =
-        Arrival { rpc, accepted: rpc.accepted, api_key_header: rpc.api_key_header, team: None, headers: &head.headers };
+    let arrival = Arrival {
+        rpc,
+        accepted: rpc.accepted,
+        api_key_header: rpc.api_key_header,
+        team: None,
+        headers: &head.headers,
+        uri: &head.uri,
+        sessions: &gateway.sessions,
+    };
     gateway.must_be_seen(call).await?;
     gateway.gate.admit(&arrival, call).await.map_err(|refusal| *refusal.error)?;
     once::must_not_be_asked_for(&head.headers, rpc)?;
@@ -227,8 +235,7 @@ async fn pass(
             field?;
         }
         let frame = frame?;
-        caller.once = once::of_call(&head.headers, rpc, rpc.api_key_header, call.principal.as_deref(), &frame)
-            .map_err(|refusal| *refusal.error)?;
+        caller.once = once::of_call(&arrival, call.principal.as_deref(), &frame).map_err(|refusal| *refusal.error)?;
         tonic::body::Body::new(Full::new(frame))
     } else {
         tonic::body::Body::new(body)
@@ -241,7 +248,9 @@ async fn pass(
     head.version = Version::HTTP_2;
     head.extensions.clear();
     let answer = rpc.channel.call_as(caller, &gateway.signer, Request::from_parts(head, body));
-    let answer = tokio::time::timeout(timeout, answer).await.map_err(|_| Error::new(Reason::Deadline))?;
+    // Until the answer is whole, where it is looked into.
+    let deadline = tokio::time::Instant::now() + timeout;
+    let answer = tokio::time::timeout_at(deadline, answer).await.map_err(|_| Error::new(Reason::Deadline))?;
     if overflow.load(Ordering::Relaxed) {
         return Err(edge::too_large(rpc.max_body_bytes));
     }
@@ -258,7 +267,29 @@ async fn pass(
     } else if rpc.is_stream() {
         let shutdown = gateway.shutdown.clone().filter(|_| rpc.answers == Answers::Lines);
         return Ok(response.map(|body| streams::ended_with(body, holder, shutdown, true)));
+    } else if call.session != Outcome::Shown {
+        let settled = tokio::time::timeout_at(deadline, settled(gateway, response, call)).await;
+        return settled.map_err(|_| Error::new(Reason::Deadline))?;
     }
+    Ok(response)
+}
+
+/// The answer of a call that makes or ends a session, as a browser gets it that keeps it in a cookie.
+async fn settled(
+    gateway: &Inner,
+    response: Response<tonic::body::Body>,
+    call: &mut Call,
+) -> Result<Response<tonic::body::Body>, Error> {
+    let headers = response.headers().clone();
+    // Whether it is a success is known at its end.
+    let message = crate::rest::message_of(response).await?;
+    let message = gateway.sessions.settle(message, call, gateway.clock.now_ms())?;
+    let mut ended = HeaderMap::new();
+    Status::new(Code::Ok, "").add_header(&mut ended).map_err(Error::internal)?;
+    // A body whose length was known would be cut off there over gRPC-Web, where the trailers are a part of it.
+    let frames = [Frame::data(framed(&message)?), Frame::trailers(ended)].map(Ok::<_, Status>);
+    let mut response = Response::new(tonic::body::Body::new(StreamBody::new(stream::iter(frames))));
+    *response.headers_mut() = headers;
     Ok(response)
 }
 

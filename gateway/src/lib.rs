@@ -5,6 +5,8 @@
 //! in this order: an id of its own and the caller's address, a route or an rpc, the policy, the body, the service. The
 //! one service that it names is its own: whether a key is good is answered here, from what the gateway knows anyway.
 //!
+//! People in browsers may have their [session] in a cookie.
+//!
 //! Beside the contract there are [`doors`] for other people's APIs.
 //!
 //! Deliberately absent: state. Whose a credential is, what is left of a limit and everything else that must be kept
@@ -26,6 +28,7 @@ mod pieces;
 mod policy;
 mod rest;
 mod samples;
+mod session;
 mod streams;
 mod table;
 pub mod transcode;
@@ -67,6 +70,7 @@ use grpc::Dialect;
 use limits::Limits;
 use pages::Pages;
 use policy::Gate;
+use session::Sessions;
 use table::Table;
 use transcode::Unspeakable;
 use verify::Verifier;
@@ -82,6 +86,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_HEADER);
 pub struct GatewayConfig {
     /// The URL that callers reach the gateway by, such as `https://keys.example.com`.
     pub public_url: String,
+    /// Whether somebody has said so, or it is a guess from where the gateway listens. Then cookies count on pages of
+    /// whatever host is called.
+    pub public_url_is_configured: bool,
     /// The networks of proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether browsers of any origin may call the paths that take keys.
@@ -166,6 +173,7 @@ struct Inner {
     config: GatewayConfig,
     contract: &'static Contract,
     table: Table,
+    sessions: Sessions,
     verifier: Verifier,
     gate: Gate,
     signer: Signer,
@@ -211,6 +219,7 @@ impl Gateway {
             pages: Pages::new(&config),
             doors: Doors::new(contract, &config)?,
             table,
+            sessions: Sessions::new(&config.public_url, config.public_url_is_configured),
             verifier,
             gate,
             meters,
@@ -351,7 +360,11 @@ impl Inner {
     /// The page of a path; surfaces have none.
     fn page<B>(&self, request: &Request<B>) -> Option<Result<Response<Body>, Refusal>> {
         let path = request.uri().path();
-        if self.contract.surface_of(path).is_some() { None } else { self.pages.answer(request.method(), path) }
+        if self.contract.surface_of(path).is_some() {
+            None
+        } else {
+            self.pages.answer(request.method(), path, request.headers())
+        }
     }
 
     /// Whether a browser asks for leave to send gRPC-Web.

@@ -21,7 +21,7 @@ use paperkey_proto::{
 use prost_reflect::{DynamicMessage, MapKey, ReflectMessage as _, Value};
 use sha2::{Digest as _, Sha256};
 
-use crate::{envelope::Refusal, policy::credential, table::Rpc, transcode::FRAME_HEADER_BYTES};
+use crate::{envelope::Refusal, policy::Arrival, table::Rpc, transcode::FRAME_HEADER_BYTES};
 
 /// What the header is called in messages.
 const SHOWN: &str = "Idempotency-Key";
@@ -52,16 +52,15 @@ pub(crate) fn must_not_be_asked_for(headers: &HeaderMap, rpc: &Rpc) -> Result<()
 /// What tells a repetition of a call, if its caller wants it to take effect once and the method can do that. The frame
 /// is that of the request as it goes to the service.
 pub(crate) fn of_call(
-    headers: &HeaderMap,
-    rpc: &Rpc,
-    api_key_header: bool,
+    arrival: &Arrival<'_>,
     principal: Option<&Principal>,
     frame: &[u8],
 ) -> Result<Option<Arc<Once>>, Refusal> {
+    let Arrival { headers, rpc, .. } = *arrival;
     if !is_asked_for(headers, rpc) {
         return Ok(None);
     }
-    let (Some(principal), Some(credential)) = (principal, credential(headers, api_key_header)?) else {
+    let (Some(principal), Some(credential)) = (principal, arrival.presented().credential?) else {
         return Ok(None);
     };
     let message = frame.get(FRAME_HEADER_BYTES..).unwrap_or_default();

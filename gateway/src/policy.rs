@@ -1,11 +1,12 @@
 //! Who may pass: the credential of a call, whose it is, and whether the method is theirs.
 //!
 //! The judgement itself is the kit's, and services repeat it. Here the credential is found and exchanged, and kinds
-//! of caller that a surface does not know are turned away as if they were strangers.
+//! of caller that a surface does not know are turned away as if they were strangers. Where people are served, their
+//! session may also come in a [cookie](crate::session); where none are, a cookie is not looked at.
 
 use std::{net::IpAddr, sync::Arc};
 
-use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header::AUTHORIZATION};
 use ipnet::IpNet;
 use paperkey_kit::{
     authn::Authenticator,
@@ -28,6 +29,7 @@ use crate::{
     credentials::wrong_kind,
     envelope::Refusal,
     limits::{Claims, Limits},
+    session::{Outcome, Sender, Sessions},
     table::{Kinds, Rpc},
 };
 
@@ -45,6 +47,40 @@ pub(crate) struct Arrival<'a> {
     /// The team that the path names.
     pub(crate) team: Option<&'a str>,
     pub(crate) headers: &'a HeaderMap,
+    pub(crate) uri: &'a Uri,
+    pub(crate) sessions: &'a Sessions,
+}
+
+/// The credential that a call is judged by.
+pub(crate) struct Presented<'a> {
+    pub(crate) credential: Result<Option<&'a str>, Refusal>,
+    /// Whether it is, or should have been, a browser's cookie.
+    by_cookie: bool,
+}
+
+impl<'a> Arrival<'a> {
+    /// The one credential of the call. A cookie counts only where no other is sent, and where people are served.
+    pub(crate) fn presented(&self) -> Presented<'a> {
+        let credential = credential(self.headers, self.api_key_header);
+        let serves_people = || self.accepted.has(Caller::Account) && self.rpc.method.serves(Caller::Account);
+        if !matches!(credential, Ok(None)) || !self.sessions.are_sent(self.headers) || !serves_people() {
+            return Presented { credential, by_cookie: false };
+        }
+        Presented { credential: self.sessions.session(self.sender()).map_err(sent), by_cookie: true }
+    }
+
+    /// What is to become of the session that the call makes or ends.
+    fn asks_for(&self) -> Result<Outcome, Refusal> {
+        match self.rpc.session_field {
+            Some(field) => self.sessions.asked_for(self.sender(), field).map_err(Refusal::as_sent),
+            None if self.rpc.ends_session => Ok(self.sessions.ended_for(self.sender())),
+            None => Ok(Outcome::Shown),
+        }
+    }
+
+    fn sender(&self) -> Sender<'a> {
+        Sender { headers: self.headers, uri: self.uri }
+    }
 }
 
 /// Judges calls.
@@ -71,11 +107,15 @@ impl Gate {
     /// by [`Self::count`], once that is known.
     pub(crate) async fn admit(&self, arrival: &Arrival<'_>, call: &mut Call) -> Result<(), Refusal> {
         let rpc = arrival.rpc;
-        if !rpc.only_anyone {
-            match self.judge(arrival, call).await {
-                Ok(()) => {}
-                Err(stopped) => return Err(self.stop(stopped, call).await),
+        let judged = match arrival.asks_for() {
+            Ok(outcome) => {
+                call.session = outcome;
+                if rpc.only_anyone { Ok(()) } else { self.judge(arrival, call).await }
             }
+            Err(refusal) => Err(self.unknown(refusal, call)),
+        };
+        if let Err(stopped) = judged {
+            return Err(self.stop(stopped, call).await);
         }
         if rpc.rate_field.is_some() { Ok(()) } else { self.count(rpc, None, call).await }
     }
@@ -97,8 +137,35 @@ impl Gate {
     }
 
     async fn judge(&self, arrival: &Arrival<'_>, call: &mut Call) -> Result<(), Stopped> {
+        let Presented { credential, by_cookie } = arrival.presented();
+        let judged = self.judge_by(credential, arrival, call).await;
+        if by_cookie {
+            match &judged {
+                // It would be sent for days, and never be any good.
+                Err(stopped) if stopped.refusal.error.reason() == Reason::InvalidCredentials => {
+                    arrival.sessions.forget(call);
+                }
+                // Who has a cookie that no script can read is not shown what it is.
+                _ => call.session = arrival.rpc.session_field.map_or(call.session, Outcome::Kept),
+            }
+        }
+        judged
+    }
+
+    async fn judge_by(
+        &self,
+        credential: Result<Option<&str>, Refusal>,
+        arrival: &Arrival<'_>,
+        call: &mut Call,
+    ) -> Result<(), Stopped> {
         let rpc = arrival.rpc;
-        let found = self.holder(arrival.headers, arrival.api_key_header, arrival.team, arrival.accepted).await;
+        let found = match credential {
+            Ok(Some(credential)) => {
+                self.holder(credential, arrival.headers, arrival.team, arrival.accepted).await.map(Some)
+            }
+            Ok(None) => Ok(None),
+            Err(refusal) => Err(refusal),
+        };
         let Some(principal) = found.map_err(|refusal| self.unknown(refusal, call))? else {
             let refusal = Refusal::from(Error::unauthenticated());
             return if rpc.method.serves(Caller::Anyone) { Ok(()) } else { Err(self.unknown(refusal, call)) };
@@ -171,15 +238,14 @@ impl Gate {
         error.with_message(message).with_agent_message(agent_message)
     }
 
-    /// Whose the credential of these headers is, if there is one. It must be good and of an accepted kind.
+    /// Whose a credential is. It must be good and of an accepted kind.
     async fn holder(
         &self,
+        credential: &str,
         headers: &HeaderMap,
-        api_key_header: bool,
         team: Option<&str>,
         accepted: Kinds,
-    ) -> Result<Option<Arc<Principal>>, Refusal> {
-        let Some(credential) = credential(headers, api_key_header)? else { return Ok(None) };
+    ) -> Result<Arc<Principal>, Refusal> {
         // Told by its form, before anybody is asked: an answer must not tell whether such a credential exists.
         if let Some(kind) = kind_by_form(credential).filter(|kind| !accepted.has(*kind)) {
             return Err(sent(wrong_kind(kind, accepted)));
@@ -187,7 +253,7 @@ impl Gate {
         let (named, mode) = named_tenant(headers).map_err(Refusal::as_sent)?;
         let principal = self.authenticator.principal(credential, team.or(named), mode).await.map_err(sent)?;
         let kind = principal.kind();
-        if accepted.has(kind) { Ok(Some(principal)) } else { Err(sent(wrong_kind(kind, accepted))) }
+        if accepted.has(kind) { Ok(principal) } else { Err(sent(wrong_kind(kind, accepted))) }
     }
 
     /// Whose the credential of these headers is, outside of any method. It must be good, of an accepted kind, and used
@@ -200,13 +266,17 @@ impl Gate {
         client: Option<IpAddr>,
         call: &mut Call,
     ) -> Result<Option<Arc<Principal>>, Refusal> {
-        let stopped = match self.holder(headers, true, None, accepted).await {
-            Err(refusal) => self.unknown(refusal, call),
+        let found = match credential(headers, true) {
+            Ok(Some(credential)) => self.holder(credential, headers, None, accepted).await,
             Ok(None) => {
                 self.count_stray(call).await?;
                 return Ok(None);
             }
-            Ok(Some(principal)) => match self.outside(&principal, client, call) {
+            Err(refusal) => Err(refusal),
+        };
+        let stopped = match found {
+            Err(refusal) => self.unknown(refusal, call),
+            Ok(principal) => match self.outside(&principal, client, call) {
                 Ok(()) => {
                     let claims = self.limits.claims(&[RateClass::PerKey], Some(&principal), call.client, None);
                     self.limits.count(&claims, &mut call.told).await?;
@@ -287,8 +357,8 @@ fn tell_of(principal: &Principal, now_ms: i64, told: &mut Told) {
     }
 }
 
-/// The one credential of a call, if it brings one.
-pub(crate) fn credential(headers: &HeaderMap, api_key_header: bool) -> Result<Option<&str>, Refusal> {
+/// The one credential of a call, if it brings one in a header of its own.
+fn credential(headers: &HeaderMap, api_key_header: bool) -> Result<Option<&str>, Refusal> {
     let bearer = single(headers, &AUTHORIZATION)?.map(|value| bearer(value).ok_or_else(no_good)).transpose()?;
     if !api_key_header {
         return Ok(bearer);

@@ -127,8 +127,15 @@ where
     call.resources = variables.iter().map(|(_, value)| (*value).to_owned()).collect();
     let team = route.team.and_then(|at| variables.get(at)).map(|(_, team)| *team);
     call.team = team.map(str::to_owned);
-    let arrival =
-        Arrival { rpc, accepted: route.accepted, api_key_header: options.api_key_header, team, headers: &head.headers };
+    let arrival = Arrival {
+        rpc,
+        accepted: route.accepted,
+        api_key_header: options.api_key_header,
+        team,
+        headers: &head.headers,
+        uri: &head.uri,
+        sessions: &gateway.sessions,
+    };
     gateway.must_be_seen(call).await?;
     gateway.gate.admit(&arrival, call).await?;
     if rpc.is_stream() {
@@ -147,12 +154,13 @@ where
         return json(gateway, route, &answer);
     }
 
-    let once = once::of_call(&head.headers, rpc, options.api_key_header, call.principal.as_deref(), &frame)?;
+    let once = once::of_call(&arrival, call.principal.as_deref(), &frame)?;
     let caller =
         Caller { principal: call.principal.clone().unwrap_or_else(nobody), request_id: call.request_id.clone(), once };
     let answering = exchange(gateway, rpc, frame, caller, &head.headers, call);
     let answered = tokio::time::timeout(gateway.call_timeout, answering);
     let message = answered.await.map_err(|_| Error::new(Reason::Deadline))??;
+    let message = gateway.sessions.settle(message, call, gateway.clock.now_ms())?;
     json(gateway, route, &message)
 }
 
@@ -308,7 +316,7 @@ async fn exchange(
 }
 
 /// The one message of an answer, if the call succeeded.
-async fn message_of(response: Response<tonic::body::Body>) -> Result<Bytes, Error> {
+pub(crate) async fn message_of(response: Response<tonic::body::Body>) -> Result<Bytes, Error> {
     let (head, mut body) = response.into_parts();
     if let Some(status) = Status::from_header_map(&head.headers)
         && status.code() != tonic::Code::Ok

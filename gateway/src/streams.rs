@@ -30,7 +30,7 @@ use tonic::{Status, body::Body};
 
 use crate::{
     call::Call,
-    policy::{Arrival, Gate, allowed_from, credential},
+    policy::{Arrival, Gate, allowed_from},
 };
 
 /// How often a caller is judged anew. A revocation is known here within a second, and half of that is left for it.
@@ -54,7 +54,7 @@ impl Holder {
     /// The caller of a call that was let in; none where nobody in particular calls.
     pub(crate) fn of(gate: &Gate, arrival: &Arrival<'_>, call: &Call) -> Result<Option<Self>, Error> {
         let Some(principal) = call.principal.clone() else { return Ok(None) };
-        let credential = credential(arrival.headers, arrival.api_key_header).map_err(|refusal| *refusal.error)?;
+        let credential = arrival.presented().credential.map_err(|refusal| *refusal.error)?;
         // Whoever was let in by other means could not be judged again.
         let credential = credential.ok_or_else(Error::unauthenticated)?;
         let (named, mode) = named_tenant(arrival.headers)?;

@@ -79,6 +79,10 @@ pub(crate) struct Rpc {
     /// The number of the field of the message by which one of them counts.
     pub(crate) rate_field: Option<u32>,
     pub(crate) max_body_bytes: usize,
+    /// The number of the field of its answer that is a session.
+    pub(crate) session_field: Option<u32>,
+    /// Whether the caller's session is no good after it.
+    pub(crate) ends_session: bool,
     /// The only callers are nobody in particular: a credential says nothing here.
     pub(crate) only_anyone: bool,
     /// The kinds of caller that gRPC accepts: those of the method and of the surfaces that it has routes on.
@@ -163,6 +167,8 @@ impl Table {
                 rate_classes: method.policy.rate_classes().collect(),
                 rate_field: rate_field(contract, method),
                 max_body_bytes: method.max_body_bytes(),
+                session_field: method.session_field,
+                ends_session: method.policy.ends_session,
                 only_anyone: method.callers.iter().all(|caller| *caller == Caller::Anyone),
                 accepted: surfaces_of(contract, method)
                     .fold(Kinds::of(method.callers.iter().copied()), |kinds, entry| {

@@ -42,6 +42,8 @@ use tower::Service;
 
 #[path = "gateway/limits.rs"]
 mod limits;
+#[path = "gateway/sessions.rs"]
+mod sessions;
 
 const PEER: &str = "203.0.113.7:4321";
 const NOW_MS: i64 = 1_790_000_000_000;
@@ -168,6 +170,64 @@ impl auth::status_service_server::StatusService for Services {
     }
 }
 
+/// What every new session is here.
+const SESSION: &str = "new.session.token";
+
+#[async_trait]
+impl auth::auth_service_server::AuthService for Services {
+    async fn register(&self, rpc: Rpc<auth::RegisterRequest>) -> Result<Answer<auth::RegisterResponse>, Status> {
+        self.note(&rpc);
+        let user = auth::User { id: "usr_1".into(), ..auth::User::default() };
+        Ok(Answer::new(auth::RegisterResponse {
+            user: Some(user),
+            token: SESSION.into(),
+            free_key: "pk_free_1".into(),
+            ..auth::RegisterResponse::default()
+        }))
+    }
+
+    async fn login(&self, rpc: Rpc<auth::LoginRequest>) -> Result<Answer<auth::LoginResponse>, Status> {
+        self.note(&rpc);
+        let user = auth::User { id: "usr_1".into(), ..auth::User::default() };
+        Ok(Answer::new(auth::LoginResponse { user: Some(user), token: SESSION.into() }))
+    }
+
+    async fn get_me(&self, rpc: Rpc<auth::GetMeRequest>) -> Result<Answer<auth::GetMeResponse>, Status> {
+        self.note(&rpc);
+        Ok(Answer::new(auth::GetMeResponse::default()))
+    }
+
+    async fn update_me(&self, rpc: Rpc<auth::UpdateMeRequest>) -> Result<Answer<auth::UpdateMeResponse>, Status> {
+        self.note(&rpc);
+        let token = rpc.into_inner().password.map(|_| SESSION.to_owned());
+        Ok(Answer::new(auth::UpdateMeResponse { user: None, token }))
+    }
+
+    async fn logout(&self, rpc: Rpc<auth::LogoutRequest>) -> Result<Answer<auth::LogoutResponse>, Status> {
+        self.note(&rpc);
+        Ok(Answer::new(auth::LogoutResponse {}))
+    }
+
+    async fn forgot_password(
+        &self,
+        rpc: Rpc<auth::ForgotPasswordRequest>,
+    ) -> Result<Answer<auth::ForgotPasswordResponse>, Status> {
+        self.note(&rpc);
+        Ok(Answer::new(auth::ForgotPasswordResponse {}))
+    }
+
+    async fn reset_password(
+        &self,
+        rpc: Rpc<auth::ResetPasswordRequest>,
+    ) -> Result<Answer<auth::ResetPasswordResponse>, Status> {
+        self.note(&rpc);
+        if rpc.get_ref().token == "used" {
+            return Err(Error::new(Reason::NotFound).into());
+        }
+        Ok(Answer::new(auth::ResetPasswordResponse {}))
+    }
+}
+
 /// Knows one credential of each kind.
 struct Doorman;
 
@@ -224,6 +284,7 @@ fn house_with(change: impl FnOnce(&mut GatewayConfig)) -> House {
     let services = Services(Arc::clone(&seen));
     let rpcs = Rpcs::new(licensing::license_check_service_server::LicenseCheckServiceServer::new(services.clone()))
         .add_service(catalog::catalog_service_server::CatalogServiceServer::new(services.clone()))
+        .add_service(auth::auth_service_server::AuthServiceServer::new(services.clone()))
         .add_service(auth::status_service_server::StatusServiceServer::new(services));
     let channel = Channel::local();
     channel.bind(Guarded::new(rpcs, signer.clone(), clock.clone(), None, None));
@@ -231,6 +292,7 @@ fn house_with(change: impl FnOnce(&mut GatewayConfig)) -> House {
     let channels: HashMap<_, _> = owners.map(|owner| (owner.to_owned(), channel.clone())).into();
     let mut config = GatewayConfig {
         public_url: "https://keys.example/".into(),
+        public_url_is_configured: true,
         trusted_proxies: Vec::new(),
         cors_any_origin: false,
         call_timeout_ms: 10_000,
@@ -397,10 +459,10 @@ async fn a_call_that_anyone_may_make_still_judges_the_credential_that_is_sent() 
     assert_eq!(house.ask("GET /v1/status", &[], "").await.json()["caller"], Json::Null);
     assert_eq!(house.ask("GET /v1/status", &[TEAM_KEY], "").await.json()["caller"]["id"], "pk_live_1");
     assert_eq!(house.ask("GET /v1/status", &[("authorization", "Bearer nope")], "").await.status, 401);
-    // Where nobody but anyone is served, a credential says nothing; the method itself is not in this test.
+    // Where nobody but anyone is served, a credential says nothing.
     let body = r#"{"email": "a@b.cd", "password": "x"}"#;
     let said = house.ask("POST /auth/login", &[("authorization", "nonsense")], body).await;
-    assert_eq!(said.status, 404);
+    assert_eq!(said.status, 200);
 }
 
 #[tokio::test]
@@ -500,8 +562,9 @@ async fn people_are_led_to_a_page() {
     assert_eq!((said.status, said.header("location")), (307, "/app/"));
     let said = house.ask("GET /app/", &[], "").await;
     let html = String::from_utf8(said.body.to_vec()).unwrap();
-    assert!(html.contains("curl https://keys.example/auth/register") && html.contains("1.2.3"));
-    assert!(said.header("content-security-policy").starts_with("default-src 'none'; style-src 'sha256-"));
+    assert!(html.contains("<script type=\"module\"") && html.contains("src=\"/app/assets/"), "{html}");
+    let policy = said.header("content-security-policy");
+    assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{policy}");
     assert_eq!(said.header("x-request-id"), "");
     let said = house.ask("POST /app/", &[], "").await;
     assert_eq!((said.status, said.header("allow")), (405, "GET, HEAD"));

@@ -212,6 +212,7 @@ fn house() -> House {
     let (shutdown, ending) = shutdown::channel();
     let config = GatewayConfig {
         public_url: "https://keys.example/".into(),
+        public_url_is_configured: true,
         trusted_proxies: Vec::new(),
         cors_any_origin: false,
         call_timeout_ms: 10_000,

@@ -93,6 +93,7 @@ impl House {
         let channels = ["auth", "catalog", "licensing", "webhook"].map(|owner| (owner.to_owned(), Channel::local()));
         let config = GatewayConfig {
             public_url: "https://keys.example".into(),
+            public_url_is_configured: true,
             trusted_proxies: Vec::new(),
             cors_any_origin: false,
             call_timeout_ms: 10_000,

@@ -5,7 +5,7 @@
 //! contract is read once; a process does not start with a broken one.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::{Arc, LazyLock},
 };
@@ -13,8 +13,8 @@ use std::{
 use http::Method as Verb;
 use prost::Message;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, EnumDescriptor, ExtensionDescriptor, Kind, MessageDescriptor, MethodDescriptor,
-    ServiceDescriptor,
+    DescriptorPool, DynamicMessage, EnumDescriptor, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor,
+    MethodDescriptor, ServiceDescriptor,
 };
 
 use crate::{
@@ -72,6 +72,8 @@ pub struct Method {
     pub scope: Option<Scope>,
     /// Its REST routes; none for internal methods.
     pub routes: Vec<Route>,
+    /// The number of the field of its answer that is a session.
+    pub session_field: Option<u32>,
 }
 
 /// A REST route of a method.
@@ -295,6 +297,7 @@ impl Reader<'_> {
             return None;
         };
         let routes = self.routes(contract, &path, &descriptor);
+        let session_field = self.session_field(&path, &descriptor);
         let method = Method {
             owner: service.full_name().split('.').nth(1).unwrap_or_default().to_owned(),
             service: service.full_name().to_owned(),
@@ -304,6 +307,7 @@ impl Reader<'_> {
             descriptor,
             policy,
             routes,
+            session_field,
         };
         self.judge(contract, &method);
         Some(method)
@@ -376,6 +380,15 @@ impl Reader<'_> {
                 "takes an Idempotency-Key, and is not a public method of one answer that needs a credential",
             );
         }
+        let handles_session = method.session_field.is_some() || policy.ends_session;
+        require(
+            !handles_session || (method.is_public() && !streams),
+            "makes or ends a session, and is not a public method of one answer",
+        );
+        require(
+            method.session_field.is_none() || !policy.ends_session,
+            "answers with a session that its own policy says has ended",
+        );
         if method.is_public() {
             require(!policy.rate_classes.is_empty(), "is public and counts against no rate class");
             require(
@@ -471,6 +484,49 @@ impl Reader<'_> {
             return None;
         };
         Some(Route { verb, template, variables, body, surface: entry.surface })
+    }
+
+    /// The field of a method's answer that is a session. Whoever takes it out looks at the answer itself and not at the
+    /// messages in it, so that one further down would be shown to scripts.
+    fn session_field(&mut self, path: &str, descriptor: &MethodDescriptor) -> Option<u32> {
+        let extension = self.extension("presentation")?;
+        let is_session = |field: &FieldDescriptor| {
+            let options = field.options();
+            let presentation = options.get_extension(&extension);
+            let is = presentation.as_message().and_then(|it| it.get_field_by_name("session")?.as_bool());
+            is.unwrap_or(false)
+        };
+        let (mut found, mut misplaced) = (Vec::new(), false);
+        for root in [descriptor.output(), descriptor.input()] {
+            let (mut seen, mut next) = (HashSet::new(), vec![root.clone()]);
+            while let Some(message) = next.pop() {
+                if !seen.insert(message.full_name().to_owned()) {
+                    continue;
+                }
+                for field in message.fields() {
+                    if is_session(&field) {
+                        if root == descriptor.output() && message == root {
+                            found.push(field.clone());
+                        } else {
+                            misplaced = true;
+                        }
+                    }
+                    next.extend(field.kind().as_message().cloned());
+                }
+            }
+        }
+        if misplaced {
+            self.problem(path, "has a session elsewhere than among the fields of its answer");
+        }
+        let is_text = |field: &FieldDescriptor| field.kind() == Kind::String && !field.is_list() && !field.is_map();
+        match found.as_slice() {
+            [] => None,
+            [field] if is_text(field) => Some(field.number()),
+            _ => {
+                self.problem(path, "answers with a session that is not one field of text");
+                None
+            }
+        }
     }
 
     fn policy(&self, descriptor: &MethodDescriptor) -> Option<MethodPolicy> {

@@ -41,7 +41,11 @@ fn problems_of(methods: &[String]) -> Vec<String> {
          import \"google/api/annotations.proto\"; import \"google/protobuf/field_mask.proto\";
          import \"paperkey/options/v1/options.proto\";
          service DraftService {{ {} }}
-         message Request {{ string id = 1; int32 number = 2; }} message Response {{ string id = 1; }}",
+         message Request {{ string id = 1; int32 number = 2; }} message Response {{ string id = 1; }}
+         message Token {{ string token = 1 [(paperkey.options.v1.presentation).session = true]; }}
+         message Number {{ int32 token = 1 [(paperkey.options.v1.presentation).session = true]; }}
+         message Many {{ repeated string token = 1 [(paperkey.options.v1.presentation).session = true]; }}
+         message Nested {{ repeated Token tokens = 1; }}",
         methods.join("\n")
     );
     let mut resolver = ChainFileResolver::new();
@@ -151,6 +155,28 @@ fn a_method_takes_an_idempotency_key_only_where_one_answer_is_kept_for_a_credent
 /// What these say is not a change: a look at a key, and at a licence. And who has left or signed out is not known there
 /// any more, so nobody could be told the answer again.
 const NEVER_AGAIN: [&str; 4] = ["VerifyKey", "ValidateLicense", "LeaveTeam", "Logout"];
+
+#[test]
+fn a_session_is_one_text_of_the_one_answer_of_a_public_method() {
+    let answers = |with: &str, policy: &str| {
+        method("SignIn", "post: \"/auth/sign-in\" body: \"*\"", policy).replace("returns (Response)", with)
+    };
+    let ends = format!("{GOOD_POLICY} ends_session: true");
+    assert_eq!(problems_of(&[answers("returns (Token)", GOOD_POLICY)]), Vec::<String>::new());
+    assert_eq!(problems_of(&[answers("returns (Response)", &ends)]), Vec::<String>::new());
+    for odd in ["returns (Number)", "returns (Many)"] {
+        assert_refused(&[answers(odd, GOOD_POLICY)], "a session that is not one field of text");
+    }
+    let elsewhere = "a session elsewhere than among the fields of its answer";
+    assert_refused(&[answers("returns (Nested)", GOOD_POLICY)], elsewhere);
+    assert_refused(&[answers("returns (Response)", GOOD_POLICY).replace("(Request)", "(Token)")], elsewhere);
+    assert_refused(&[answers("returns (Token)", &ends)], "its own policy says has ended");
+    let not_one = "is not a public method of one answer";
+    assert_refused(&[answers("returns (stream Token)", GOOD_POLICY)], not_one);
+    assert_refused(&[answers("returns (stream Response)", &ends)], not_one);
+    let internal = GOOD_POLICY.replace("VISIBILITY_PUBLIC", "VISIBILITY_INTERNAL");
+    assert_refused(&[method("SignIn", "", &internal).replace("(Response)", "(Token)")], not_one);
+}
 
 #[test]
 fn every_post_that_changes_something_for_a_credential_takes_an_idempotency_key() {

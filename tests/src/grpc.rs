@@ -135,6 +135,18 @@ pub struct WebAnswer {
     pub message: Option<Bytes>,
     /// The gRPC status, from the trailers in the body or, where there is no body, from the headers.
     pub status: Code,
+    /// The headers of the answer, with what else a browser is told.
+    pub headers: HeaderMap,
+}
+
+impl WebAnswer {
+    /// The message of a call that must have been a success.
+    #[track_caller]
+    pub fn gives<M: Message + Default>(&self) -> M {
+        assert_eq!(self.status, Code::Ok, "{self:?}");
+        let message = self.message.clone().unwrap_or_else(|| panic!("a success without a message: {self:?}"));
+        M::decode(message).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
 }
 
 /// Calls an rpc as a page in a browser does: over HTTP/1.1, frames in the body.
@@ -160,7 +172,7 @@ pub async fn web_call(api: &Api, rpc: &str, message: &impl Message, text: bool) 
         .and_then(|trailers| trailers.lines().find_map(|line| line.strip_prefix("grpc-status:")).map(str::trim))
         .or_else(|| answer.header("grpc-status"))
         .unwrap_or_else(|| panic!("{rpc} was answered without a gRPC status: {answer:?}"));
-    WebAnswer { message, status: Code::from_bytes(status.as_bytes()) }
+    WebAnswer { message, status: Code::from_bytes(status.as_bytes()), headers: answer.headers }
 }
 
 /// Base 64 that may have been padded more than once, as each frame is encoded for itself.

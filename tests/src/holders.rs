@@ -171,7 +171,8 @@ fn role_allows(role: Role, scope: Scope) -> bool {
 pub fn permissions_page() -> String {
     let mut page = String::from(
         "# Who may call what\n\n\
-         Made from the contract by a test, which also asks a running installation for every cell. `yes`: the call is \
+         Every method, its paths and scope, and whether each kind of caller may call it. Made from the contract by a test,\n\
+         which also asks a running installation for every cell. `yes`: the call is \
          judged by its\ncontent. `no`: 403. `–`: 401, the credential is not taken there.\n\n\
          A team key is any of `pk_live_`, `pk_test_`, `pb_live_`, `pb_test_`. The columns of keys show a key with every \
          scope that its\nkind may hold; one with fewer is refused (403 `scope_insufficient`) where the scope of the row \

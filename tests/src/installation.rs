@@ -6,10 +6,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::{Command, ExitStatus, Stdio},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -366,6 +366,25 @@ impl Installation {
         let mut all = arguments.to_vec();
         all.extend(["--data", &data]);
         process::command(&all, &self.environment, self.folder.path())
+    }
+
+    /// A shell in a folder, in which the binary is found, and knows this installation's data.
+    pub fn shell(&self, folder: &Path) -> Command {
+        let binary = process::binary();
+        let own = binary.parent().expect("it is in a folder").as_os_str().to_owned();
+        let found = env::var_os("PATH").unwrap_or_default();
+        let path = env::join_paths([own].into_iter().chain(env::split_paths(&found).map(PathBuf::into_os_string)));
+        let mut command = Command::new("bash");
+        command
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .env("PATH", path.expect("folders of a path stay folders of a path"))
+            .env("PAPERKEY__SERVER__DATA", self.data())
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
     }
 
     /// The data folder of the process that answers the public.

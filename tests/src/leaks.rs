@@ -49,17 +49,22 @@ fn licence_keys_in(bytes: &[u8]) -> Vec<String> {
         let before = at.checked_sub(1).is_none_or(|before| !is_word(bytes[before]));
         before && bytes.get(at + length).is_none_or(|after| !is_word(*after))
     };
+    // Looked at first, for files may be large.
+    let hyphens = |window: &[u8]| window[5] == b'-' && window[11] == b'-' && window[17] == b'-';
     let is_key = |window: &[u8]| {
         let groups: Vec<&[u8]> = window.split(|byte| *byte == b'-').collect();
         groups.iter().map(|group| group.len()).eq(GROUPS)
             && groups.iter().all(|group| group.iter().all(|byte| CROCKFORD.contains(byte)))
     };
-    let windows = bytes.windows(length).enumerate().filter(|(at, window)| is_key(window) && whole(*at));
+    let windows =
+        bytes.windows(length).enumerate().filter(|(at, window)| hyphens(window) && is_key(window) && whole(*at));
     windows.map(|(_, window)| String::from_utf8_lossy(window).into_owned()).collect()
 }
 
 fn places<'a>(bytes: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    bytes.windows(needle.len()).enumerate().filter(move |(_, window)| *window == needle).map(|(at, _)| at)
+    // By its first byte first, for files may be large.
+    let begins = bytes.iter().enumerate().filter(move |(_, byte)| **byte == needle[0]);
+    begins.map(|(at, _)| at).filter(move |at| bytes[*at..].starts_with(needle))
 }
 
 fn word(bytes: &[u8], belongs: impl Fn(u8) -> bool) -> String {

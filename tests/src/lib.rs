@@ -8,6 +8,7 @@
 //! `CI=true` it fails instead.
 
 pub mod api;
+pub mod browser;
 mod database;
 pub mod echo;
 pub mod envelope;
@@ -21,6 +22,7 @@ pub mod process;
 pub mod proxy;
 pub mod receiver;
 pub mod redis;
+pub mod reference;
 pub mod stand_in;
 pub mod verifiers;
 pub mod wait;

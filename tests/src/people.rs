@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 
+use http::{HeaderMap, header::SET_COOKIE};
 use serde_json::{Value, json};
 
 use crate::{
@@ -35,6 +36,42 @@ impl Deref for Account {
 
     fn deref(&self) -> &Api {
         &self.api
+    }
+}
+
+/// What a browser is told to keep.
+#[derive(Clone, Debug)]
+pub struct Cookie {
+    /// Its name.
+    pub name: String,
+    /// Its value; empty where it is to be forgotten.
+    pub value: String,
+    /// Its attributes, as they were sent.
+    pub attributes: Vec<String>,
+}
+
+impl Cookie {
+    /// The one cookie that an answer sets, if it does.
+    #[track_caller]
+    pub fn set_by(headers: &HeaderMap) -> Option<Self> {
+        let mut set = headers.get_all(SET_COOKIE).iter();
+        let text = set.next()?.to_str().expect("a cookie is text");
+        assert!(set.next().is_none(), "more than one cookie is set: {headers:?}");
+        let mut parts = text.split("; ").map(str::to_owned);
+        let first = parts.next().unwrap_or_default();
+        let (name, value) = first.split_once('=').unwrap_or_else(|| panic!("{text} is no cookie"));
+        Some(Self { name: name.to_owned(), value: value.to_owned(), attributes: parts.collect() })
+    }
+
+    /// The client of a page in a browser that keeps this cookie.
+    #[must_use]
+    pub fn page(&self, api: &Api, origin: &str) -> Api {
+        api.with("origin", origin).with("cookie", &format!("{}={}", self.name, self.value))
+    }
+
+    /// The value of an attribute.
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        self.attributes.iter().find_map(|attribute| attribute.strip_prefix(name)?.strip_prefix('='))
     }
 }
 

@@ -4,16 +4,17 @@ use std::{
     ffi::OsStr,
     fmt, io,
     io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 
-use crate::wait::{GENEROUS, eventually};
+use crate::wait::{GENEROUS, PAUSE, eventually};
 
 /// Where a line was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,30 @@ pub async fn run(mut command: Command, input: &str) -> Ended {
     }
 }
 
+/// Runs a command to its end, with nothing on its standard input. Where that takes too long, it is ended with all that it
+/// has started, and the test fails with what it was at.
+pub async fn run_within(limit: Duration, name: &str, mut command: Command, at: impl Fn() -> String) -> Ended {
+    // A group of its own: what a command has started would hold its streams open after it.
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = Process::start(name, command);
+    let began = Instant::now();
+    let ended = loop {
+        let ended = process.child.try_wait().expect("it is our child");
+        if ended.is_some() || began.elapsed() > limit {
+            break ended;
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
+    let group = format!("kill -KILL -{} 2> /dev/null", process.child.id());
+    // Mostly there is nobody left.
+    let _ = Command::new("sh").args(["-c", &group]).status();
+    let Some(status) = ended else { panic!("{name} does not end within {limit:?}: {}", at()) };
+    let lines = process.kill();
+    let of =
+        |stream: Stream| lines.iter().filter(move |line| line.stream == stream).map(|line| line.text.clone() + "\n");
+    Ended { status, out: of(Stream::Out).collect(), err: of(Stream::Err).collect() }
+}
+
 impl Process {
     /// Starts a command and listens to what it writes.
     pub fn start(name: &str, mut command: Command) -> Self {
@@ -208,7 +233,7 @@ impl Process {
     }
 
     /// Asks it to end, and waits until it has.
-    pub async fn terminate(&mut self) -> (ExitStatus, std::time::Duration) {
+    pub async fn terminate(&mut self) -> (ExitStatus, Duration) {
         let began = Instant::now();
         self.signal("TERM");
         let status = self.ended().await;
@@ -250,4 +275,18 @@ fn listen(
             write.send_modify(|lines| lines.push(Line { stream: which, text }));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    #[should_panic(expected = "a shell does not end within 300ms: at its second line")]
+    async fn what_hangs_is_ended_with_all_that_it_has_started() {
+        let mut shell = Command::new("bash");
+        // Without its end the stream stays open for as long as the other lives.
+        shell.args(["-c", "sleep 600 &\nwait"]);
+        run_within(Duration::from_millis(300), "a shell", shell, || "at its second line".to_owned()).await;
+    }
 }

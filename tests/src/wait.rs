@@ -9,7 +9,7 @@ use std::{
 pub const GENEROUS: Duration = Duration::from_mins(1);
 
 /// How often a condition is looked at.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(crate) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Asks until there is an answer; fails after a generous time.
 pub async fn eventually<T, F, Fut>(what: &str, ask: F) -> T

@@ -55,6 +55,8 @@ pub(super) fn reasons(method: &Method, route: &Route, surface: &SurfaceEntry) ->
         when(serves(&BOUND), Reason::IpNotAllowed);
         when(policy.feature != 0 || (by_key && serves(&PLANNED)), Reason::FeatureNotInPlan);
     }
+    // Who asks for a cookie must be a page of ours, and so must who comes by one.
+    when(method.session_field.is_some() || serves(&[Caller::Account]), Reason::ScopeInsufficient);
     let names_one =
         method.descriptor.input().fields().any(|field| field.name() == "id" || field.name().ends_with("_id"));
     let names_team = policy.tenant() != Tenant::None && serves(&[Caller::Account, Caller::SystemKey]);

@@ -2,14 +2,19 @@
 //! starts.
 //!
 //! Nothing in here is written by hand twice: routes, parameters, schemas and their bounds come from the contract, words
-//! from its comments, and errors from the catalogue. Deliberately absent: internal methods, and the doors to other
-//! people's APIs, whose answers are not ours.
+//! from its comments, errors from the catalogue, and examples and samples of calls from all of these. Deliberately
+//! absent: internal methods, and the doors to other people's APIs, whose answers are not ours.
 
 mod answers;
+mod calls;
 mod comments;
+mod examples;
 mod schemas;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use http::Method as Verb;
 use paperkey_proto::{
@@ -18,10 +23,12 @@ use paperkey_proto::{
     options::v1::{Caller, Surface, Tenant},
 };
 
-use crate::json::Json;
+use crate::{edge, json::Json};
 
 use answers::{Answers, surface_of, word_of};
+use calls::{Answered, Call, Credential, Sent};
 use comments::{Comments, first_sentence};
+use examples::{Examples, Extent};
 use schemas::{Schemas, Way, fits_a_query, is_mask, name_in};
 
 /// The headers by which every answer tells what is left of the limits.
@@ -42,7 +49,9 @@ pub(crate) fn document(contract: &'static Contract, public_url: &str, version: &
         contract,
         comments: &comments,
         schemas: Schemas::new(&comments),
+        examples: Examples::new(pool(), &comments),
         answers: Answers::new(contract),
+        public_url,
         ids: BTreeSet::new(),
         tags: BTreeMap::new(),
     };
@@ -73,7 +82,7 @@ pub(crate) fn document(contract: &'static Contract, public_url: &str, version: &
         (
             "components",
             Json::object([
-                ("securitySchemes", security_schemes()),
+                ("securitySchemes", security_schemes(public_url)),
                 ("parameters", parameters()),
                 ("headers", headers()),
                 ("responses", writing.answers.responses()),
@@ -98,7 +107,9 @@ struct Writing<'c> {
     contract: &'static Contract,
     comments: &'c Comments,
     schemas: Schemas<'c>,
+    examples: Examples<'c>,
     answers: Answers,
+    public_url: &'c str,
     /// The ids of operations that are taken.
     ids: BTreeSet<String>,
     /// The tags of each surface, by name.
@@ -168,7 +179,7 @@ impl Writing<'_> {
             }
         }
         let served: Vec<Caller> = surface.options.callers().filter(|caller| method.serves(*caller)).collect();
-        let mut responses = vec![(method.success_code().to_string(), success_answer(method, success))];
+        let mut responses = vec![(method.success_code().to_string(), success_answer(method, surface, success))];
         responses.extend(self.answers.of(surface, &reasons));
         let id = self.operation_id(method, surface);
         let tag = self.tag(method, surface);
@@ -177,7 +188,7 @@ impl Writing<'_> {
             ("tags", Json::texts([tag])),
             ("summary", summary.into()),
             ("description", format!("{description}\n\n{}", self.access(method, &served)).into()),
-            ("security", self.security(method, surface, &served)),
+            ("security", self.security(method, &route.verb, surface, &served)),
         ]);
         if !parameters.is_empty() {
             operation = operation.with("parameters", parameters);
@@ -185,7 +196,10 @@ impl Writing<'_> {
         if route.body {
             operation = operation.with("requestBody", self.request_body(method, route, surface));
         }
-        operation.with("responses", Json::Object(responses)).with("x-paperkey-rpc", method.path.trim_start_matches('/'))
+        operation
+            .with("responses", Json::Object(responses))
+            .with("x-codeSamples", self.call(method, route, surface, &served).samples())
+            .with("x-paperkey-rpc", method.path.trim_start_matches('/'))
     }
 
     /// A short and a long form of what the contract says of a method.
@@ -238,7 +252,7 @@ impl Writing<'_> {
         name
     }
 
-    fn security(&self, method: &Method, surface: &SurfaceEntry, served: &[Caller]) -> Json {
+    fn security(&self, method: &Method, verb: &Verb, surface: &SurfaceEntry, served: &[Caller]) -> Json {
         let scopes: Vec<&str> = method.scope.map(|scope| self.contract.scope_word(scope)).into_iter().collect();
         let mut schemes = Vec::new();
         if served.iter().all(|caller| *caller == Caller::Anyone) {
@@ -249,15 +263,13 @@ impl Writing<'_> {
         }
         let mut named = BTreeSet::new();
         for caller in served {
-            let scheme = match caller {
-                Caller::Account => "Account",
-                Caller::ProductPublicKey => "ProductPublicKey",
-                Caller::ProductSecretKey => "ProductSecretKey",
-                Caller::TeamKey | Caller::FreeKey | Caller::UserToken | Caller::SystemKey => "ApiKey",
-                Caller::Anyone | Caller::Service | Caller::Unspecified => continue,
-            };
+            let Some((scheme, _)) = bearer_of(*caller) else { continue };
             if named.insert(scheme) {
                 schemes.push(Json::object([(scheme, Json::texts(scopes.clone()))]));
+                // Browsers send no `Origin` with plain reading on their own pages, and a session is good with one only.
+                if *caller == Caller::Account && *verb != Verb::GET {
+                    schemes.push(Json::object([("Session", Json::texts(scopes.clone()))]));
+                }
             }
         }
         if surface.options.api_key_header {
@@ -273,7 +285,7 @@ impl Writing<'_> {
         for (at, Binding { method, route, surface }) in bindings.iter().copied().enumerate() {
             let case = surface.options.request_case();
             let input = method.descriptor.input();
-            let mut add = |place: &str, name: String, schema: Json, required: bool| {
+            let mut add = |place: &str, name: String, schema: Json, example: Json, required: bool| {
                 if known.insert((place.to_owned(), name.clone())) {
                     let (schema, said) = without_description(schema);
                     let mut parameter =
@@ -281,12 +293,20 @@ impl Writing<'_> {
                     if let Some(said) = said {
                         parameter = parameter.with("description", said);
                     }
-                    parameters.push(parameter.with("schema", schema));
+                    // What is optional has no example, in its schema neither: the viewer fills one in, and whoever tries the
+                    // call out would send it along, such as a page token that is none.
+                    parameters.push(if required {
+                        parameter.with("schema", schema).with("example", example)
+                    } else {
+                        parameter.with("schema", schema)
+                    });
                 }
             };
             for (variable, name) in route.variables.iter().zip(names) {
                 let Some(field) = input.get_field_by_name(variable) else { continue };
-                add("path", name.clone(), self.schemas.field(&field, case, Way::Request), true);
+                let example = self.examples.field(&field, case, Way::Request, 0);
+                let schema = never_null(self.schemas.field(&field, case, Way::Request));
+                add("path", name.clone(), schema, example, true);
             }
             if route.body && method.body_field().is_none() {
                 continue;
@@ -302,15 +322,18 @@ impl Writing<'_> {
                 // What only the second of two methods requires is what it is chosen by.
                 let required = at == 0 && paperkey_proto::rules::demands_of(&field).required;
                 let schema = never_null(self.schemas.field(&field, case, Way::Request));
-                add("query", name_in(case, field.name()), schema, required);
+                let example = self.examples.field(&field, case, Way::Request, 0);
+                add("query", name_in(case, field.name()), schema, example, required);
             }
         }
         parameters
     }
 
     fn request_body(&mut self, method: &Method, route: &Route, surface: &SurfaceEntry) -> Json {
-        if method.body_field().is_some() {
-            let file = Json::object([("schema", Json::object([("type", "string".into())]))]);
+        if let Some(data) = method.body_field().and_then(|number| method.descriptor.input().get_field(number)) {
+            let example = self.examples.file(&method.descriptor.input(), &data);
+            let file =
+                Json::object([("schema", Json::object([("type", "string".into())])), ("example", example.into())]);
             return Json::object([
                 ("description", format!("The file. At most {} bytes.", method.max_body_bytes()).into()),
                 ("required", true.into()),
@@ -324,13 +347,21 @@ impl Writing<'_> {
             Verb::PATCH => "A JSON merge patch (RFC 7396): what is absent stays, null clears.",
             _ => "Names may come in camelCase and in snake_case.",
         };
+        let mut content = Json::object([("schema", without_description(schema).0)]);
+        // What other routes of the method take from their path, this one leaves to the credential.
+        let elsewhere: Vec<String> = method.routes.iter().flat_map(|route| route.variables.iter().cloned()).collect();
+        let of = |extent| self.examples.body(&method.descriptor.input(), case, extent, &elsewhere);
+        let (least, whole) = (of(Extent::Least), of(Extent::Whole));
+        let mut shown = Vec::new();
+        if least != whole && required {
+            shown.push(("least".to_owned(), example("What it needs", least)));
+        }
+        shown.push(("whole".to_owned(), example("Everything that it takes", whole)));
+        content = content.with("examples", Json::Object(shown));
         Json::object([
             ("description", format!("{said} At most {} bytes.", method.max_body_bytes()).into()),
             ("required", required.into()),
-            (
-                "content",
-                Json::object([("application/json", Json::object([("schema", without_description(schema).0)]))]),
-            ),
+            ("content", Json::object([("application/json", content)])),
         ])
     }
 
@@ -348,11 +379,94 @@ impl Writing<'_> {
         let case = binding.surface.options.response_case();
         let schema = self.schemas.reference(&binding.method.descriptor.output(), case, Way::Answer);
         let kind = if binding.method.answers_with_lines() { LINES } else { "application/json" };
-        vec![(kind.to_owned(), Json::object([("schema", schema)]))]
+        let example = self.examples.answer(&binding.method.descriptor.output(), case);
+        vec![(kind.to_owned(), Json::object([("schema", schema), ("example", example)]))]
+    }
+
+    /// How the method is called, with what it needs and nothing else.
+    fn call<'m>(&self, method: &'m Method, route: &'m Route, surface: &SurfaceEntry, served: &[Caller]) -> Call<'m> {
+        let case = surface.options.request_case();
+        let input = method.descriptor.input();
+        let as_text = |json: Json| match json {
+            Json::Text(text) => text,
+            other => other.written(),
+        };
+        let mut url = self.public_url.to_owned();
+        for segment in route.template.split('/').skip(1) {
+            let variable = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+            let field = variable.and_then(|variable| input.get_field_by_name(variable));
+            let example = field.map(|field| as_text(self.examples.field(&field, case, Way::Request, 0)));
+            url.push('/');
+            url.push_str(example.as_deref().unwrap_or(segment));
+        }
+        let mut body = Sent::Nothing;
+        if method.body_field().is_some() {
+            body = Sent::File(UPLOAD);
+        } else if route.body {
+            // A patch of nothing would change nothing.
+            let extent = if route.verb == Verb::PATCH { Extent::Whole } else { Extent::Least };
+            match self.examples.body(&input, case, extent, &route.variables) {
+                Json::Object(members) if members.is_empty() => {}
+                members => body = Sent::Json(members),
+            }
+        } else {
+            let needed = input.fields().filter(|field| {
+                paperkey_proto::rules::demands_of(field).required
+                    && !route.variables.iter().any(|variable| variable == field.name())
+            });
+            for (at, field) in needed.enumerate() {
+                let example = as_text(self.examples.field(&field, case, Way::Request, 0));
+                let separator = if at == 0 { '?' } else { '&' };
+                // Writing to a String cannot fail.
+                let _ = write!(url, "{separator}{}={example}", name_in(case, field.name()));
+            }
+        }
+        let anyone = served.contains(&Caller::Anyone);
+        let credential = served.iter().find_map(|caller| bearer_of(*caller)).filter(|_| !anyone);
+        let answered = match method.success_code() {
+            204 => Answered::Nothing,
+            _ if method.answers_with_a_body() || method.answers_with_lines() => Answered::Stream,
+            _ => Answered::Json,
+        };
+        Call {
+            verb: &route.verb,
+            url,
+            credential: credential.map(|(_, variable)| Credential { variable }),
+            body,
+            answered,
+        }
     }
 }
 
-fn success_answer(method: &Method, contents: Vec<(String, Json)>) -> Json {
+/// The security scheme of a kind of caller, and the variable that the samples keep such a credential in.
+fn bearer_of(caller: Caller) -> Option<(&'static str, &'static str)> {
+    match caller {
+        Caller::Account => Some(("Account", "PAPERKEY_TOKEN")),
+        Caller::ProductPublicKey => Some(("ProductPublicKey", "PAPERKEY_PUBLIC_KEY")),
+        Caller::ProductSecretKey => Some(("ProductSecretKey", "PAPERKEY_SECRET_KEY")),
+        Caller::TeamKey | Caller::FreeKey | Caller::UserToken | Caller::SystemKey => {
+            Some(("ApiKey", "PAPERKEY_API_KEY"))
+        }
+        Caller::Anyone | Caller::Service | Caller::Unspecified => None,
+    }
+}
+
+fn example(summary: &str, value: Json) -> Json {
+    Json::object([("summary", summary.into()), ("value", value)])
+}
+
+/// Whether an answer holds a session, which a browser may be given as a cookie.
+fn starts_session(method: &Method) -> bool {
+    let Some(extension) = pool().get_extension_by_name("paperkey.options.v1.presentation") else { return false };
+    method.descriptor.output().fields().any(|field| {
+        let options = field.options();
+        let presentation = options.get_extension(&extension);
+        let session = presentation.as_message().and_then(|message| message.get_field_by_name("session"));
+        session.and_then(|session| session.as_bool()) == Some(true)
+    })
+}
+
+fn success_answer(method: &Method, surface: &SurfaceEntry, contents: Vec<(String, Json)>) -> Json {
     let said = match method.success_code() {
         201 => "Created",
         202 => "Accepted",
@@ -363,6 +477,11 @@ fn success_answer(method: &Method, contents: Vec<(String, Json)>) -> Json {
     names.extend(LIMIT_HEADERS);
     if method.policy.idempotent {
         names.push("Idempotent-Replayed");
+    }
+    if surface.options.callers().any(|caller| caller == Caller::Account)
+        && (starts_session(method) || method.policy.ends_session)
+    {
+        names.push("Set-Cookie");
     }
     let answer = Json::object([("description", said.into()), ("headers", header_references(&names))]);
     if contents.is_empty() { answer } else { answer.with("content", Json::Object(contents)) }
@@ -402,6 +521,9 @@ fn header_parameters(method: &Method, route: &Route, surface: &SurfaceEntry) -> 
     if method.policy.idempotent {
         parameters.push(reference("Idempotency-Key"));
     }
+    if starts_session(method) {
+        parameters.push(reference("Paperkey-Session"));
+    }
     parameters
 }
 
@@ -435,13 +557,26 @@ fn parameters() -> Json {
              instead of doing it again.",
             text(),
         ),
+        header(
+            "Paperkey-Session",
+            "Asks for the session as a cookie, which no script can read, instead of as a token in the answer. Such a call \
+             carries an `Origin` that is this address.",
+            text().with("examples", Json::texts(["cookie"])),
+        ),
     ])
 }
 
 fn headers() -> Json {
+    // What comes with some answers of a kind only.
+    let at_times = ["Idempotent-Replayed", "Set-Cookie"];
     let header = |name: &str, kind: &str, said: &str| {
         let schema = Json::object([("type", kind.into())]);
-        (name.to_owned(), Json::object([("description", said.into()), ("schema", schema)]))
+        let header = Json::object([
+            ("description", said.into()),
+            ("required", (!at_times.contains(&name)).into()),
+            ("schema", schema),
+        ]);
+        (name.to_owned(), header)
     };
     Json::Object(vec![
         header("X-Request-Id", "string", "The id of the request, by which the log knows it."),
@@ -454,6 +589,7 @@ fn headers() -> Json {
         header("RateLimit-Policy", "string", "The limits that apply, as the IETF's draft for rate limits writes them."),
         header("RateLimit", "string", "What is left of them, as that draft writes it."),
         header("Idempotent-Replayed", "string", "`true` where the stored answer of an earlier try is given."),
+        header("Set-Cookie", "string", "The session of a browser that asked for one, or its end."),
     ])
 }
 
@@ -465,7 +601,9 @@ fn header_references(names: &[&str]) -> Json {
     Json::Object(names.iter().map(reference).collect())
 }
 
-fn security_schemes() -> Json {
+fn security_schemes(public_url: &str) -> Json {
+    // A browser keeps a cookie of that prefix only if it came by TLS, from this very host.
+    let cookie = if edge::is_https(public_url) { "__Host-paperkey" } else { "paperkey_session" };
     let bearer =
         |said: &str| Json::object([("type", "http".into()), ("scheme", "bearer".into()), ("description", said.into())]);
     Json::object([
@@ -477,6 +615,20 @@ fn security_schemes() -> Json {
             ),
         ),
         ("Account", bearer("The token of an account, from POST /auth/login.").with("bearerFormat", "JWT")),
+        (
+            "Session",
+            Json::object([
+                ("type", "apiKey".into()),
+                ("in", "cookie".into()),
+                ("name", cookie.into()),
+                (
+                    "description",
+                    "The session of a browser, from POST /auth/login with `Paperkey-Session: cookie`. A call by it must \
+                     carry an `Origin` that is this address, as browsers send it with everything but plain reading."
+                        .into(),
+                ),
+            ]),
+        ),
         ("ProductSecretKey", bearer("A product's secret key (`sk_…`), for the vendor's own server.")),
         ("ProductPublicKey", bearer("A product's public key (`pk_…`), which ships in the app.")),
         (

@@ -100,7 +100,8 @@ impl<'c> Schemas<'c> {
             own = own.with("required", Json::texts(required));
         }
         if inlined.is_empty() {
-            return own;
+            // A name that is not known is refused. The same names in the other letter case are not, but nobody has to know.
+            return if way == Way::Request { own.with("additionalProperties", false) } else { own };
         }
         inlined.push(own);
         Json::object([("allOf", Json::List(inlined))])
@@ -120,13 +121,15 @@ impl<'c> Schemas<'c> {
                 list = with_bounds(list, ("minItems", "maxItems"), demands.items);
                 if demands.unique { list.with("uniqueItems", true) } else { list }
             }
-            kind => {
-                let value = self.value(field, case, way, &demands);
-                // A word that is not set is null in an answer; in a request null stands for absence.
-                let unset = way == Way::Answer && matches!(kind, Kind::Enum(_));
-                if (field.supports_presence() && !demands.required) || unset { nullable(value) } else { value }
-            }
+            _ => self.value(field, case, way, &demands),
         };
+        // In a request null stands for absence, of whatever may be absent; in an answer it tells of it, and of a word that
+        // is not set.
+        let may_be_null = match way {
+            Way::Request => !demands.required && demands.items.0.is_none(),
+            Way::Answer => field.supports_presence() || (!field.is_list() && matches!(field.kind(), Kind::Enum(_))),
+        };
+        let schema = if may_be_null { nullable(schema) } else { schema };
         match self.comments.above(field.parent_message().parent_file().name(), field.path()) {
             Some(said) => schema.with("description", said),
             None => schema,
@@ -179,7 +182,7 @@ pub(super) fn name_in(case: LetterCase, name: &str) -> String {
 }
 
 /// The words of an enum, as JSON has them.
-fn words_of(words: &EnumDescriptor) -> Vec<String> {
+pub(super) fn words_of(words: &EnumDescriptor) -> Vec<String> {
     let prefix = format!("{}_", screaming_case(words.name()));
     let word = |name: &str| name.strip_prefix(&prefix).unwrap_or(name).to_ascii_lowercase();
     words.values().filter(|value| value.number() != 0).map(|value| word(value.name())).collect()

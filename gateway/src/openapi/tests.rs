@@ -130,16 +130,18 @@ fn every_operation_tells_the_errors_that_follow_from_its_policy() {
     );
     assert_eq!(at(activate, "429"), ["LICENSE_RATE_LIMITED", "RATE_LIMITED"]);
     assert_eq!(at("post /v1/licenses/validate", "403"), ["SCOPE_INSUFFICIENT"]);
-    assert_eq!(at("post /auth/register", "403"), ["REGISTRATION_CLOSED"]);
+    assert_eq!(at("post /auth/register", "403"), ["REGISTRATION_CLOSED", "SCOPE_INSUFFICIENT"]);
     assert_eq!(at("post /auth/register", "429"), ["AUTH_RATE_LIMITED", "RATE_LIMITED"]);
     assert_eq!(at("post /auth/login", "401"), ["INVALID_CREDENTIALS"]);
+    // A browser that asks for a cookie, on a page of somebody else's.
+    assert_eq!(at("post /auth/login", "403"), ["SCOPE_INSUFFICIENT"]);
     assert_eq!(at("post /v1/keys", "409"), ["CONFLICT", "KEY_LIMIT_REACHED"]);
     assert_eq!(at("get /products/{id}", "404"), ["NOT_FOUND"]);
     assert_eq!(
         at("get /api/v1/products/{id}", "403"),
         ["FEATURE_NOT_IN_PLAN", "IP_NOT_ALLOWED", "ROLE_INSUFFICIENT", "SCOPE_INSUFFICIENT"]
     );
-    for (line, status) in [("get /v1/status", "404"), ("get /products", "409"), ("post /auth/login", "403")] {
+    for (line, status) in [("get /v1/status", "404"), ("get /products", "409"), ("post /auth/login", "404")] {
         assert!(operation(&document, line)["responses"][status].is_null(), "{line} answers {status}");
     }
 }
@@ -203,4 +205,77 @@ fn schemas_speak_the_letter_case_of_their_surface_and_the_rules_of_the_contract(
     assert!(answer("delete /products/{id}", "204").is_null());
     let listing = operation(&document, "get /teams/{teamId}/audit-logs");
     assert!(!listing["responses"]["200"]["content"]["text/csv"].is_null());
+}
+
+#[test]
+fn everything_that_is_sent_and_answered_is_shown_by_an_example() {
+    let document = read();
+    let is_text = |kind: &str| kind == "text/csv";
+    for (line, operation) in operations(&document) {
+        for (kind, content) in object(&operation["requestBody"]["content"]) {
+            let shown = if is_text(kind) { &content["example"] } else { &content["examples"]["whole"]["value"] };
+            assert!(!shown.is_null(), "{line} takes {kind} without an example");
+        }
+        for (status, answer) in object(&operation["responses"]) {
+            for (kind, content) in object(&followed(&document, answer)["content"]) {
+                // An export has the columns of what is exported, or is an object a line.
+                let is_export = is_text(kind) || content["schema"]["type"] == "string";
+                let shown = content["example"].is_object() || content["examples"].is_object();
+                assert!(shown || is_export, "{line} answers {status} with {kind} without an example");
+            }
+        }
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            let required = parameter["required"] == true;
+            assert_eq!(!parameter["example"].is_null(), required, "{line}: {parameter}");
+        }
+    }
+    let body = |line: &str| &operation(&document, line)["requestBody"]["content"]["application/json"]["examples"];
+    assert_eq!(
+        body("post /licenses")["least"]["value"],
+        serde_json::json!({"productId": "prod_01k6f7q2d8x4m9v3c5t0w1n7za"})
+    );
+    assert_eq!(body("post /v1/licenses/activate")["least"]["value"]["license_key"], "K7WX9-M3NP4-H8TRC-DJ");
+    // What the path of another route gives, the credential gives here.
+    assert!(body("post /v1/keys/{key_id}/rotate")["whole"]["value"]["team_id"].is_null());
+    let file = &operation(&document, "post /licenses/import")["requestBody"]["content"]["text/csv"]["example"];
+    assert!(file.as_str().is_some_and(|file| file.starts_with("product_id,key,email")), "{file}");
+}
+
+#[test]
+fn every_operation_is_called_in_four_languages() {
+    let document = read();
+    for (line, operation) in operations(&document) {
+        let samples = operation["x-codeSamples"].as_array().unwrap();
+        let languages: Vec<&str> = samples.iter().filter_map(|sample| sample["lang"].as_str()).collect();
+        assert_eq!(languages, ["Shell", "JavaScript", "Python", "Go"], "{line}");
+        let needs_credential = operation["security"]
+            .as_array()
+            .is_some_and(|schemes| !schemes.is_empty() && !schemes.contains(&serde_json::json!({})));
+        let path = line.split_once(' ').unwrap().1.split('{').next().unwrap();
+        for sample in samples {
+            let source = sample["source"].as_str().unwrap();
+            assert!(source.contains(&format!("https://keys.example{path}")), "{line}: {source}");
+            assert!(!source.contains("{teamId}") && !source.contains("{id}"), "{line}: {source}");
+            assert_eq!(source.contains("PAPERKEY_"), needs_credential, "{line}: {source}");
+        }
+    }
+}
+
+#[test]
+fn a_session_in_a_cookie_is_good_wherever_an_account_is_and_browsers_name_their_origin() {
+    let document = read();
+    for (line, operation) in operations(&document) {
+        let has =
+            |scheme: &str| operation["security"].as_array().unwrap().iter().any(|schemes| !schemes[scheme].is_null());
+        assert_eq!(has("Account") && !line.starts_with("get "), has("Session"), "{line}");
+    }
+    let cookie = |document: &Value| document["components"]["securitySchemes"]["Session"]["name"].clone();
+    assert_eq!(cookie(&document), "__Host-paperkey");
+    let plain = super::document(Contract::get(), "http://127.0.0.1:8470", "1.2.3");
+    assert_eq!(cookie(&serde_json::from_str(&plain).unwrap()), "paperkey_session");
+    let login = operation(&document, "post /auth/login");
+    assert!(!login["responses"]["200"]["headers"]["Set-Cookie"].is_null());
+    let asks = |operation: &Value| operation["parameters"].to_string().contains("Paperkey-Session");
+    assert!(asks(login) && asks(operation(&document, "post /auth/register")));
+    assert!(!asks(operation(&document, "post /licenses")));
 }

@@ -30,7 +30,7 @@ pub(super) enum Block {
 pub(super) enum Span {
     Text(String),
     Code(String),
-    /// What it says, and the page that it leads to: a path, which for programs ends in `.md`.
+    /// What it says, and the page that it leads to: a path of ours, which for programs ends in `.md`, or a URL.
     Link(Box<Span>, String),
 }
 
@@ -66,7 +66,11 @@ impl Span {
             (Self::Link(label, page), Some(base)) => {
                 out.push('[');
                 label.markdown(None, out);
-                let _ = write!(out, "]({base}{})", twin(page));
+                let _ = if page.starts_with('/') {
+                    write!(out, "]({base}{})", twin(page))
+                } else {
+                    write!(out, "]({page})")
+                };
             }
         }
     }
@@ -81,7 +85,12 @@ impl Document {
     /// What stands between the head and the foot of an HTML page.
     pub(super) fn html(&self) -> String {
         let mut out = String::new();
+        // What a table is about.
+        let mut about = self.title.as_str();
         for block in &self.blocks {
+            if let Block::Heading(text) = block {
+                about = text;
+            }
             let _ = match block {
                 Block::Trail(spans) => writeln!(out, "<p class=\"soft\">{}</p>", html(spans)),
                 Block::Title(spans) => writeln!(out, "<h1>{}</h1>", html(spans)),
@@ -100,7 +109,7 @@ impl Document {
                     let _ = write!(
                         out,
                         "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"{}\"><table><thead><tr>",
-                        escaped(&self.title)
+                        escaped(about)
                     );
                     for name in names {
                         let _ = write!(out, "<th scope=\"col\">{}</th>", escaped(name));

@@ -19,6 +19,7 @@ mod tests;
 
 use std::collections::HashMap;
 
+use bytes::{BufMut as _, Bytes, BytesMut};
 use paperkey_proto::{Error, options::v1::LetterCase};
 use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind as ProtoKind, MessageDescriptor};
 
@@ -137,10 +138,39 @@ pub(crate) fn bytes_of(message: &[u8], number: u32) -> Result<Option<&[u8]>, Err
     Ok(found)
 }
 
+/// A message without what it says in a field of text, and what that was. Said more than once, all of it is taken out,
+/// and the last counts.
+pub(crate) fn without_text(message: &[u8], number: u32) -> Result<(Vec<u8>, Option<&str>), Error> {
+    let garbled = || Error::internal("a message could not be read");
+    let mut walk = wire::Walk::new(message);
+    let (mut rest, mut text) = (Vec::with_capacity(message.len()), None);
+    loop {
+        let start = message.len() - walk.left();
+        let Some(entry) = walk.next().map_err(|_| garbled())? else { break };
+        if entry.number != number {
+            rest.extend_from_slice(&message[start..message.len() - walk.left()]);
+            continue;
+        }
+        let wire::Raw::Bytes(bytes) = entry.raw else { return Err(garbled()) };
+        text = Some(std::str::from_utf8(bytes).map_err(|_| garbled())?);
+    }
+    Ok((rest, text))
+}
+
 /// Writes a field of bytes.
 pub(crate) fn put_piece(message: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     message.extend_from_slice(Tag::new(number, wire::LENGTH_DELIMITED).as_bytes());
     wire::put_bytes(message, bytes);
+}
+
+/// A message in its frame.
+pub(crate) fn framed(message: &[u8]) -> Result<Bytes, Error> {
+    let length = u32::try_from(message.len()).map_err(Error::internal)?;
+    let mut frame = BytesMut::with_capacity(FRAME_HEADER_BYTES + message.len());
+    frame.put_u8(0);
+    frame.put_u32(length);
+    frame.put_slice(message);
+    Ok(frame.freeze())
 }
 
 /// The message of a frame, which must be the only one and plain.

@@ -9,6 +9,7 @@ use prost::Message as _;
 use prost_reflect::{DynamicMessage, Kind as ProtoKind, MapKey, MessageDescriptor, ReflectMessage as _, Value};
 use serde_json::{Value as Json, json};
 
+use super::without_text;
 use super::{FRAME_HEADER_BYTES, MAX_DEPTH, MessageId, Parts, Schema};
 
 struct Fixture {
@@ -777,4 +778,17 @@ fn alternatives_exclude_each_other_and_narrow_numbers_are_kept_narrow() {
     assert!(fixture.body(r#"{"this": "a", "that": null}"#).is_ok());
     let read = fixture.query("many_type_int32=1&many_type_int32=2").unwrap();
     assert_eq!(set(&read, "many_type_int32").as_list().unwrap().len(), 2);
+}
+
+#[test]
+fn a_field_of_text_is_taken_out_whole_however_often_it_is_said() {
+    let whole = [8, 1, 18, 2, b'a', b'b', 26, 1, b'c', 18, 1, b'd', 34, 0];
+    let (rest, text) = without_text(&whole, 2).unwrap();
+    assert_eq!((rest.as_slice(), text), ([8, 1, 26, 1, b'c', 34, 0].as_slice(), Some("d")));
+    let (rest, text) = without_text(&whole, 9).unwrap();
+    assert_eq!((rest.as_slice(), text), (whole.as_slice(), None));
+    assert_eq!(without_text(&whole, 4).unwrap().1, Some(""));
+    for (garbled, number) in [([8, 1].as_slice(), 1), (&[18, 1, 0xff], 2), (&[18, 9], 2), (&[0x80], 1)] {
+        assert!(without_text(garbled, number).is_err(), "{garbled:?}");
+    }
 }

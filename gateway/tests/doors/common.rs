@@ -84,6 +84,7 @@ pub(crate) fn gateway_with(change: impl FnOnce(&mut GatewayConfig)) -> Result<Ga
     let channels: HashMap<_, _> = owners.map(|owner| (owner.to_owned(), Channel::local())).into();
     let mut config = GatewayConfig {
         public_url: "https://keys.example/".into(),
+        public_url_is_configured: true,
         trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
         cors_any_origin: false,
         call_timeout_ms: 10_000,

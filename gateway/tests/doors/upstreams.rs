@@ -184,7 +184,11 @@ async fn a_request_goes_through_with_our_word_on_who_sent_it() {
     let head = client.head().await;
     client.until("hello").await;
     assert_eq!((status(&head), header(&head, "x-request-id")), (418, Some(request_id)), "{head}");
-    assert_eq!((header(&head, "cache-control"), header(&head, "x-content-type-options")), (Some("public"), None));
+    assert_eq!(header(&head, "cache-control"), Some("public"));
+    assert_eq!(
+        (header(&head, "x-content-type-options"), header(&head, "content-security-policy")),
+        (Some("nosniff"), Some("sandbox"))
+    );
     assert_eq!(head.matches("set-cookie").count(), 2, "{head}");
     for gone in ["x-secret", "keep-alive", "proxy-authenticate", "upgrade", "connection", "transfer-encoding"] {
         assert_eq!(header(&head, gone), None, "{head}");
@@ -259,6 +263,12 @@ async fn credentials_are_forwarded_only_where_that_is_configured() {
     let head = backend.next().await.head().await;
     assert_eq!(header(&head, "authorization"), Some("Bearer pk_live_full"));
     assert_eq!((header(&head, "cookie"), head.matches("cookie").count()), (Some("a=1; b=2"), 1), "{head}");
+    // Sessions with us are for nobody else.
+    let ours = "Cookie: a=1; __Host-paperkey=x.y.z\r\nCookie: paperkey_session=x.y.z\r\nCookie: b=2\r\n";
+    client.say(get("/v1/pdf/x", &format!("{KEY}{ours}"))).await;
+    let mut call = backend.next().await;
+    let head = call.head().await;
+    assert_eq!((header(&head, "cookie"), head.contains("x.y.z")), (Some("a=1; b=2"), false), "{head}");
 }
 
 #[tokio::test]

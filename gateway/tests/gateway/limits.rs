@@ -203,8 +203,7 @@ async fn refused_credentials_are_counted_alike_whatever_is_wrong_with_them() {
 #[tokio::test]
 async fn sign_in_has_a_limit_of_its_own() {
     let house = house_of("[auth]\nrequests = 2\nwindow_s = 900");
-    // There is no such service behind this gateway.
-    for status in [404, 404, 429] {
+    for status in [200, 200, 429] {
         let said = house.ask("POST /auth/login", &[], r#"{"email": "a@b.c", "password": "12345678"}"#).await;
         assert_eq!(said.status, status, "{:?}", said.body);
         if status == 429 {

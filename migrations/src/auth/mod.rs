@@ -5,6 +5,7 @@
 
 mod alerts;
 mod audit;
+mod days;
 mod quotas;
 
 use sea_orm_migration::{
@@ -31,6 +32,7 @@ impl MigratorTrait for Migrator {
         all.push(Box::new(quotas::Quotas));
         all.push(Box::new(audit::Audit));
         all.push(Box::new(alerts::Alerts));
+        all.push(Box::new(days::Days));
         all
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::{
     domain::{
         Fault, could_be_id,
-        quota::{Balance, Consumption, Counter, MeterUse, Month, Outcome, consume_id},
+        quota::{Balance, Consumption, Counter, MeterHistory, MeterUse, Month, Outcome, Period, consume_id, histories},
     },
     store::{Failure, Store},
 };
@@ -125,6 +125,21 @@ impl Quotas {
             }
         }
         Ok((used, ends_at_ms))
+    }
+
+    /// What a team has used of each meter on the last days.
+    pub(crate) async fn history(
+        &self,
+        team_id: String,
+        mode: Mode,
+        days: Option<i32>,
+    ) -> Result<Vec<MeterHistory>, Error> {
+        let period = Period::of_days(days, self.0.clock.now_ms())?;
+        let mut used = self.0.store.used_by_day(team_id, period).await?;
+        if mode == Mode::Test {
+            used.clear();
+        }
+        Ok(histories(used, &self.0.tiers.meters(), period))
     }
 
     fn submit(

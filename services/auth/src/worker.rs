@@ -212,6 +212,14 @@ mod tests {
         job.await.unwrap()
     }
 
+    async fn run(database: &Database, sql: &'static str) {
+        let job = database.write(move |tx| async move {
+            tx.execute_unprepared(sql).await?;
+            Ok::<_, DbError>(())
+        });
+        job.await.unwrap();
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_rotation_that_is_due_is_told_once_for_each_time() {
         on_both(|database, hand| async move {
@@ -305,6 +313,61 @@ mod tests {
             let left = "SELECT COUNT(*) AS n FROM keys";
             assert_eq!(count(&database, left).await, 2, "the two of the registration");
             assert!(count(&database, "SELECT COUNT(*) AS n FROM audit_entries").await >= 4, "the audit log keeps them");
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_temporary_key_is_forgotten_a_day_after_its_end_and_nobody_is_told_of_it() {
+        on_both(|database, hand| async move {
+            let team = Team::new(&database).await;
+            let act = Act::by_operator("test");
+            let temporary = team.of.create_temporary_key("ada@example.com".to_owned(), team.doer.clone(), act);
+            let temporary = temporary.await.unwrap().key;
+            let end_ms = temporary.terms.expires_at_ms.unwrap();
+            let usual = Terms { expires_at_ms: Some(end_ms), ..Terms::all_of(KeyKind::Team, "Usual") };
+            let usual = team.key(usual).await.key;
+            assert_eq!(team.round().await, (0, 0), "who asks for an hour knows when it ends");
+            hand.advance_ms(end_ms - START_MS - 1);
+            assert_eq!(team.round().await, (0, 0));
+            hand.advance_ms(DAY_MS);
+            assert_eq!(team.round().await, (0, 0));
+            assert!(team.of.key(temporary.id.clone()).await.is_ok());
+            hand.advance_ms(1);
+            assert!(team.of.key(temporary.id.clone()).await.is_err(), "it is gone before it is forgotten");
+            assert_eq!(team.round().await, (0, 1));
+            assert_eq!(count(&database, "SELECT COUNT(*) AS n FROM keys WHERE temporary").await, 0);
+            assert!(team.of.key(usual.id).await.is_ok());
+            assert_eq!(count(&database, "SELECT COUNT(*) AS n FROM alerts").await, 0);
+        })
+        .await;
+    }
+
+    /// The release before knows of no temporary keys, and takes any end out that it is told to.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_temporary_key_ends_and_is_forgotten_also_where_no_end_is_stored() {
+        on_both(|database, hand| async move {
+            let team = Team::new(&database).await;
+            let act = Act::by_operator("test");
+            let temporary = team.of.create_temporary_key("ada@example.com".to_owned(), team.doer.clone(), act);
+            let MadeKey { key: temporary, token } = temporary.await.unwrap();
+            let end_ms = temporary.terms.expires_at_ms.unwrap();
+            run(&database, "UPDATE keys SET expires_at_ms = NULL WHERE temporary").await;
+            let found = async || {
+                let now_ms = database.clock().now_ms();
+                team.store.key_by_token(&token, KeyKind::Team, now_ms).await.unwrap()
+            };
+            assert_eq!(found().await.unwrap().key.terms.expires_at_ms, Some(end_ms));
+            assert_eq!(team.of.key(temporary.id.clone()).await.unwrap().terms.expires_at_ms, Some(end_ms));
+            hand.advance_ms(end_ms - START_MS);
+            assert!(found().await.is_none());
+            hand.advance_ms(DAY_MS - 1);
+            assert_eq!(team.round().await, (0, 0));
+            assert!(team.of.key(temporary.id.clone()).await.is_ok());
+            hand.advance_ms(1);
+            assert!(team.of.key(temporary.id).await.is_err());
+            assert_eq!(team.round().await, (0, 1));
+            assert_eq!(count(&database, "SELECT COUNT(*) AS n FROM keys WHERE temporary").await, 0);
         })
         .await;
     }

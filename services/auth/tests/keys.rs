@@ -19,10 +19,11 @@ use paperkey_proto::{
     Error,
     auth::v1::{
         ApiKey, ApiKeyKind, ApiKeyScope, ApiKeyStatus, CreateApiKeyRequest, CreatePlatformApiKeyRequest,
-        CreateTestApiKeyRequest, GetApiKeyRequest, GetCurrentApiKeyRequest, GetCurrentApiKeyResponse, KeyUse,
-        ListApiKeysRequest, RecordKeyUsesRequest, ReportLeakedApiKeysRequest, RevokeApiKeyRequest,
-        RevokeApiKeyResponse, RotateApiKeyRequest, RotateCurrentApiKeyRequest, UpdateApiKeyRequest,
-        api_key_service_client::ApiKeyServiceClient, credential_service_client::CredentialServiceClient,
+        CreateTemporaryApiKeyRequest, CreateTestApiKeyRequest, GetApiKeyRequest, GetCurrentApiKeyRequest,
+        GetCurrentApiKeyResponse, KeyUse, ListApiKeysRequest, RecordKeyUsesRequest, ReportLeakedApiKeysRequest,
+        RevokeApiKeyRequest, RevokeApiKeyResponse, RotateApiKeyRequest, RotateCurrentApiKeyRequest,
+        UpdateApiKeyRequest, api_key_service_client::ApiKeyServiceClient,
+        credential_service_client::CredentialServiceClient,
     },
     errors::v1::Reason,
     events::v1::Event,
@@ -67,6 +68,11 @@ store_suite! {
     what_happens_to_keys_is_told_and_audited,
     nonsense_is_refused_by_its_field,
     no_answer_prints_a_token,
+    a_temporary_key_is_a_test_key_of_an_hour,
+    temporary_keys_and_the_ten_are_counted_apart_also_in_a_race,
+    a_temporary_key_is_neither_extended_nor_rotated_and_makes_no_other,
+    owners_and_admins_make_temporary_keys_and_nobody_else,
+    a_temporary_key_that_has_ended_is_listed_for_a_day,
 }
 
 const HOUR_MS: i64 = 60 * 60 * 1_000;
@@ -211,6 +217,12 @@ fn client(app: &App, principal: Option<&Principal>) -> ApiKeyServiceClient<Signe
 
 async fn create(app: &App, principal: &Principal, request: CreateApiKeyRequest) -> Result<Made, Error> {
     let made = answer(client(app, Some(principal)).create_api_key(request).await)?;
+    Ok(Made { key: made.api_key.unwrap(), token: made.key })
+}
+
+async fn try_out(app: &App, principal: &Principal) -> Result<Made, Error> {
+    let request = CreateTemporaryApiKeyRequest::default();
+    let made = answer(client(app, Some(principal)).create_temporary_api_key(request).await)?;
     Ok(Made { key: made.api_key.unwrap(), token: made.key })
 }
 
@@ -1188,9 +1200,150 @@ async fn no_answer_prints_a_token(database: Database) {
     let rotation = RotateApiKeyRequest { key_id: made.api_key.clone().unwrap().id, ..RotateApiKeyRequest::default() };
     let rotated = answer(client(&team.app, Some(&team.owner)).rotate_api_key(rotation).await).unwrap();
     let test = answer(client(&team.app, None).create_test_api_key(CreateTestApiKeyRequest {}).await).unwrap();
+    let temporary = CreateTemporaryApiKeyRequest::default();
+    let temporary = answer(client(&team.app, Some(&team.owner)).create_temporary_api_key(temporary).await).unwrap();
     let leaks = ReportLeakedApiKeysRequest { tokens: vec![made.key.clone(), rotated.key.clone()] };
-    let printed = format!("{made:?} {rotated:?} {test:?} {leaks:?}");
-    for token in [&made.key, &rotated.key, &test.key] {
+    let printed = format!("{made:?} {rotated:?} {test:?} {temporary:?} {leaks:?}");
+    for token in [&made.key, &rotated.key, &test.key, &temporary.key] {
         assert!(!printed.contains(token.as_str()), "{printed}");
     }
+}
+
+async fn a_temporary_key_is_a_test_key_of_an_hour(database: Database) {
+    let team = team(database).await;
+    let (registered, in_test) =
+        (team.events().await.len(), Principal { mode: Mode::Test.into(), ..team.owner.clone() });
+    for asker in [&team.owner, &in_test] {
+        let before_ms = team.now_ms();
+        let Made { key, token } = try_out(&team.app, asker).await.unwrap();
+        assert_eq!(TokenKind::of(&token), Some(TokenKind::TeamTest));
+        assert_eq!((key.kind(), key.mode(), key.scope()), (ApiKeyKind::Team, Mode::Test, ApiKeyScope::ReadWrite));
+        assert_eq!((key.name.as_str(), key.temporary), ("Reference, ada@example.com", true));
+        assert_eq!(key.scopes, create(&team.app, asker, named("Usual")).await.unwrap().key.scopes, "all of its kind");
+        assert_eq!(key.creator.as_ref().unwrap().id, team.owner.user_id);
+        let lived_ms = ms(key.expires_at).unwrap() - ms(key.created_at).unwrap();
+        assert_eq!(lived_ms, HOUR_MS);
+        assert!((before_ms..=team.now_ms()).contains(&ms(key.created_at).unwrap()));
+        let holder = team.whose(&token).await;
+        assert_eq!((holder.mode(), &holder.team_id, holder.read_only), (Mode::Test, &team.id, false));
+        // Whoever looks after keys finds it among them, in either mode, and can tell it from the others.
+        for reader in [&team.owner, &in_test] {
+            assert!(team.list(reader).await.iter().any(|listed| listed.id == key.id && listed.temporary));
+        }
+        revoke(&team.app, &team.owner, &key.id).await.unwrap();
+        assert!(team.is_refused(&token).await);
+    }
+    assert_eq!(team.list(&team.owner).await.iter().filter(|key| key.temporary).count(), 2);
+    assert_eq!(team.audited("CreateTemporaryApiKey").await.len(), 2);
+    let told = team.events().await.split_off(registered);
+    let (created, test) = (&told[0], Mode::Test);
+    assert_eq!((created.topic.as_str(), created.mode()), ("api_key.created", test));
+    let leaked = try_out(&team.app, &team.owner).await.unwrap();
+    report(&team.app, vec![leaked.token.clone()]).await.unwrap();
+    assert!(team.is_refused(&leaked.token).await);
+}
+
+async fn temporary_keys_and_the_ten_are_counted_apart_also_in_a_race(database: Database) {
+    let team = team(database).await;
+    team.filled_to(5).await;
+    let racers = (0..50).map(|number| {
+        let app = Arc::clone(if number % 2 == 0 { &team.app } else { &team.other });
+        let owner = team.owner.clone();
+        tokio::spawn(async move {
+            let temporary = number % 5 > 1;
+            let outcome = if temporary {
+                try_out(&app, &owner).await
+            } else {
+                create(&app, &owner, CreateApiKeyRequest { mode: Mode::Test.into(), ..named("Race") }).await
+            };
+            (temporary, outcome)
+        })
+    });
+    let outcomes: Vec<_> = join_all(racers).await.into_iter().map(Result::unwrap).collect();
+    let made = |of: bool| outcomes.iter().filter(move |(temporary, outcome)| *temporary == of && outcome.is_ok());
+    assert_eq!((made(true).count(), made(false).count()), (20, 5));
+    for (temporary, outcome) in &outcomes {
+        if let Err(refused) = outcome {
+            let says = if *temporary { "at most 20 temporary keys" } else { "at most 10 active keys" };
+            assert_eq!(refused.reason(), Reason::KeyLimitReached);
+            assert!(refused.message().contains(says), "{refused}");
+        }
+    }
+    // Neither a revoked nor an ended one counts; one that is refused for now does.
+    let ids: Vec<&str> = made(true).map(|(_, outcome)| outcome.as_ref().unwrap().key.id.as_str()).collect();
+    revoke(&team.app, &team.owner, ids[0]).await.unwrap();
+    team.run(format!("UPDATE keys SET expires_at_ms = {} WHERE id = '{}'", team.now_ms(), ids[1])).await;
+    let off = UpdateApiKeyRequest { enabled: Some(false), ..patch(ids[2], &["enabled"]) };
+    update(&team.app, &team.owner, off).await.unwrap();
+    assert!(try_out(&team.app, &team.owner).await.is_ok() && try_out(&team.app, &team.owner).await.is_ok());
+    assert_eq!(reason(try_out(&team.app, &team.owner).await), Reason::KeyLimitReached);
+    assert_eq!(reason(create(&team.app, &team.owner, named("Eleventh")).await), Reason::KeyLimitReached);
+}
+
+async fn a_temporary_key_is_neither_extended_nor_rotated_and_makes_no_other(database: Database) {
+    let team = team(database).await;
+    let Made { key, token } = try_out(&team.app, &team.owner).await.unwrap();
+    let end_ms = ms(key.expires_at).unwrap();
+    for expires_at in [at(end_ms + 1), at(end_ms + DAY_MS), None] {
+        let longer = UpdateApiKeyRequest { expires_at, ..patch(&key.id, &["expires_at"]) };
+        assert_eq!(field(update(&team.app, &team.owner, longer).await), "expires_at");
+    }
+    let turning = UpdateApiKeyRequest { rotate_every_days: Some(1), ..patch(&key.id, &["rotate_every_days"]) };
+    assert_eq!(field(update(&team.app, &team.owner, turning).await), "rotate_every_days");
+    let (holder, maker) = (team.whose(&token).await, team.whose(&team.live_key).await);
+    let refused = refusal(rotate(&team.app, &team.owner, &key.id, None).await);
+    assert_eq!(refused, (Reason::Conflict, "A temporary key is not rotated; make another one".to_owned()));
+    assert_eq!(refusal(rotate_self(&team.app, &holder, Some(0)).await), refused);
+    assert!(rotate(&team.app, &maker, &key.id, None).await.is_err());
+    assert_eq!(reason(make(&team.app, &holder, wished("Wider", Mode::Live)).await), Reason::ScopeInsufficient);
+    assert_eq!(reason(make(&team.app, &holder, wished("Longer", Mode::Test)).await), Reason::ScopeInsufficient);
+    // What makes it less is well.
+    let sooner = UpdateApiKeyRequest {
+        expires_at: at(end_ms - 60_000),
+        scopes: words(&["licenses:read"]),
+        ..patch(&key.id, &["expires_at", "scopes"])
+    };
+    let less = update(&team.app, &team.owner, sooner).await.unwrap();
+    assert_eq!((ms(less.expires_at), less.scopes.len(), less.temporary), (Some(end_ms - 60_000), 1, true));
+    assert_eq!(team.list(&team.owner).await.len(), 3, "nothing came of it");
+    assert_eq!(team.whose(&token).await.id, key.id);
+}
+
+async fn owners_and_admins_make_temporary_keys_and_nobody_else(database: Database) {
+    let team = team(database).await;
+    let admin = team.joined("grace@example.com", "admin").await;
+    assert_eq!(try_out(&team.app, &admin).await.unwrap().key.name, "Reference, grace@example.com");
+    for (email, role) in [("m1@example.com", "manager"), ("m2@example.com", "member")] {
+        let other = team.joined(email, role).await;
+        assert_eq!(reason(try_out(&team.app, &other).await), Reason::RoleInsufficient, "{role}");
+    }
+    // What the credential said a moment ago does not count.
+    team.run(format!("UPDATE memberships SET role = 'member' WHERE user_id = '{}'", admin.user_id)).await;
+    assert_eq!(reason(try_out(&team.app, &admin).await), Reason::RoleInsufficient);
+    team.run(format!("DELETE FROM memberships WHERE user_id = '{}'", admin.user_id)).await;
+    assert_eq!(reason(try_out(&team.app, &admin).await), Reason::NotFound);
+    let key = team.whose(&team.live_key).await;
+    assert_eq!(reason(try_out(&team.app, &key).await), Reason::ScopeInsufficient, "people make them");
+    let elsewhere = CreateTemporaryApiKeyRequest { team_id: "team_0".to_owned() };
+    let refused = client(&team.app, Some(&team.owner)).create_temporary_api_key(elsewhere).await;
+    assert_eq!(reason(answer(refused)), Reason::NotFound);
+    assert_eq!(team.list(&team.owner).await.iter().filter(|key| key.temporary).count(), 1);
+}
+
+async fn a_temporary_key_that_has_ended_is_listed_for_a_day(database: Database) {
+    let team = team(database).await;
+    let (Made { key, token }, usual) = (try_out(&team.app, &team.owner).await.unwrap(), team.key("Usual").await);
+    let is_listed = async |id: &str| team.list(&team.owner).await.iter().any(|listed| listed.id == id);
+    let ended = async |ago_ms: i64| {
+        let (end_ms, ids) = (team.now_ms() - ago_ms, [&key.id, &usual.key.id].map(|id| format!("'{id}'")).join(","));
+        team.run(format!("UPDATE keys SET expires_at_ms = {end_ms} WHERE id IN ({ids})")).await;
+    };
+    ended(0).await;
+    assert!(team.is_refused(&token).await);
+    assert_eq!(team.get(&team.owner, &key.id).await.unwrap().status(), ApiKeyStatus::Expired);
+    ended(DAY_MS - HOUR_MS).await;
+    assert!(is_listed(&key.id).await && is_listed(&usual.key.id).await);
+    ended(DAY_MS).await;
+    assert!(!is_listed(&key.id).await && is_listed(&usual.key.id).await);
+    assert_eq!(reason(team.get(&team.owner, &key.id).await), Reason::NotFound);
 }

@@ -21,9 +21,10 @@ use paperkey_kit::{
 use paperkey_proto::{
     Error,
     auth::v1::{
-        ConsumeUnitsRequest, ConsumeUnitsResponse, DeleteTeamRequest, GetUsageRequest, MeterUsage, RefundUnitsRequest,
-        SetTeamLimitsRequest, SetTeamLimitsResponse, quota_service_client::QuotaServiceClient,
-        team_service_client::TeamServiceClient, usage_service_client::UsageServiceClient,
+        ConsumeUnitsRequest, ConsumeUnitsResponse, DeleteTeamRequest, GetUsageHistoryRequest, GetUsageRequest,
+        MeterHistory, MeterUsage, RefundUnitsRequest, SetTeamLimitsRequest, SetTeamLimitsResponse,
+        quota_service_client::QuotaServiceClient, team_service_client::TeamServiceClient,
+        usage_service_client::UsageServiceClient,
     },
     errors::v1::Reason,
     events::v1::Event,
@@ -148,7 +149,28 @@ impl Team {
         self.rows(sql).await[0].try_get("", "n").unwrap()
     }
 
-    /// Every unit that is used was taken by somebody who has not given it back, month by month.
+    async fn history(&self, principal: &Principal, days: Option<i32>) -> Vec<MeterHistory> {
+        history(&self.app, principal, "", days).await.unwrap()
+    }
+
+    /// What was used of a meter on the last days, oldest first.
+    async fn days_of(&self, meter: &str, days: i32) -> Vec<i64> {
+        // Whatever day it is.
+        let owner = Principal { expires_at_ms: 0, ..self.owner.clone() };
+        let histories = self.history(&owner, Some(days)).await;
+        let history = histories.into_iter().find(|one| one.meter == meter).unwrap();
+        history.days.into_iter().map(|day| day.used).collect()
+    }
+
+    async fn run(&self, sql: String) {
+        let job = self.app.database.write(|tx| async move {
+            tx.execute_unprepared(&sql).await?;
+            Ok::<_, DbError>(())
+        });
+        job.await.unwrap();
+    }
+
+    /// Every unit that is used was taken by somebody who has not given it back, month by month and day by day.
     async fn must_add_up(&self) {
         let of = |rows: Vec<QueryResult>| -> BTreeMap<(String, String), i64> {
             let text = |row: &QueryResult, name| row.try_get::<String>("", name).unwrap();
@@ -163,13 +185,24 @@ impl Team {
             let used = "SELECT meter, month, used AS n FROM quota_usage";
             let taken = "SELECT meter, month, CAST(SUM(units) AS BIGINT) AS n FROM quota_consumptions \
                          WHERE refunded_at_ms IS NULL GROUP BY meter, month";
-            let used = reader.query_all_raw(Statement::from_string(backend, used)).await?;
-            let taken = reader.query_all_raw(Statement::from_string(backend, taken)).await?;
-            Ok::<_, DbError>((used, taken))
+            // The name of the second column is one for all.
+            let days = "SELECT meter, day AS month, used AS n FROM quota_days";
+            let taken_by_day = "SELECT meter, day AS month, CAST(SUM(units) AS BIGINT) AS n FROM quota_consumptions \
+                                WHERE refunded_at_ms IS NULL GROUP BY meter, day";
+            let mut found = Vec::new();
+            for sql in [used, taken, days, taken_by_day] {
+                found.push(reader.query_all_raw(Statement::from_string(backend, sql)).await?);
+            }
+            Ok::<_, DbError>(found)
         });
-        let (used, taken) = job.await.unwrap();
-        let (used, taken) = (of(used), of(taken));
-        assert_eq!(used, taken);
+        let [used, taken, days, taken_by_day] = job.await.unwrap().try_into().unwrap();
+        let (used, days) = (of(used), of(days));
+        assert_eq!((&used, &days), (&of(taken), &of(taken_by_day)));
+        let mut months = BTreeMap::new();
+        for ((meter, day), units) in days {
+            *months.entry((meter, day[..7].to_owned())).or_insert(0) += units;
+        }
+        assert_eq!(used, months, "a month is its days");
     }
 
     /// What was told of quotas, oldest first: topic and data.
@@ -208,6 +241,12 @@ async fn usage(app: &App, principal: &Principal, team: &str) -> Result<Vec<Meter
     let client: UsageServiceClient<Signed> = UsageServiceClient::new(app.signed(Some(principal)));
     let request = GetUsageRequest { team_id: team.to_owned() };
     Ok(answer({ client }.get_usage(request).await)?.meters)
+}
+
+async fn history(app: &App, principal: &Principal, team: &str, days: Option<i32>) -> Result<Vec<MeterHistory>, Error> {
+    let request = GetUsageHistoryRequest { team_id: team.to_owned(), days };
+    let mut client = UsageServiceClient::new(app.signed(Some(principal)));
+    Ok(answer(client.get_usage_history(request).await)?.meters)
 }
 
 async fn set_limits(
@@ -260,6 +299,7 @@ async fn fifty_race_for_a_hundred_units_and_get_no_more_and_no_less_than_fits() 
         let outcomes = race([&team.app, &team.app], &team).await;
         let granted = judge_race(&outcomes);
         assert_eq!(team.used().await, granted);
+        assert_eq!(team.days_of(RENDERS, 2).await, [0, granted]);
         assert!(outcomes.iter().all(|(_, outcome)| outcome.resets_at_ms == DECEMBER_MS && outcome.limit == Some(100)));
         team.must_add_up().await;
         // What each was told it comes to are all the steps there were.
@@ -427,6 +467,123 @@ async fn the_month_is_that_of_the_moment_and_units_go_back_to_theirs() {
         team.refund("december").await;
         assert_eq!(team.used().await, 0);
         team.must_add_up().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_day_is_counted_by_itself_and_units_go_back_to_theirs() {
+    on_both(|team| async move {
+        team.set_tier("pro").await;
+        let noon = team.take("noon", 30).await;
+        assert!(noon.granted && team.takes(12).await);
+        // The last moment of the day, and the first of the next.
+        team.hand.advance_ms(DAY_MS / 2 - 1);
+        assert!(team.take("late", 5).await.granted);
+        team.hand.advance_ms(1);
+        assert!(team.take("early", 7).await.granted);
+        assert_eq!(team.days_of(RENDERS, 3).await, [0, 47, 7]);
+        // What is given back later, or twice, or was never taken, is taken off its own day, once.
+        team.hand.advance_ms(DAY_MS);
+        for id in ["noon", "noon", "late", "nobody"] {
+            team.refund(id).await;
+        }
+        assert_eq!(team.days_of(RENDERS, 4).await, [0, 12, 7, 0]);
+        assert_eq!(team.take("noon", 30).await.used, noon.used, "said again, and not taken again");
+        assert_eq!(team.days_of(RENDERS, 4).await, [0, 12, 7, 0]);
+        assert!(!team.takes(1_000_000).await);
+        assert_eq!(team.days_of(RENDERS, 1).await, [0], "what was refused is not used");
+        team.must_add_up().await;
+        // Across the end of a month.
+        team.hand.advance_ms(DECEMBER_MS - START_MS - DAY_MS * 3 / 2 - 1);
+        assert!(team.take("november", 3).await.granted);
+        team.hand.advance_ms(1);
+        assert!(team.take("december", 4).await.granted);
+        assert_eq!(team.days_of(RENDERS, 2).await, [3, 4]);
+        team.refund("november").await;
+        assert_eq!(team.days_of(RENDERS, 2).await, [0, 4]);
+        team.must_add_up().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_who_take_and_give_back_leave_each_day_what_stays_taken() {
+    on_both(|team| async move {
+        team.set_tier("scale").await;
+        for _ in 0..2 {
+            at_once(50, |number| {
+                let (app, id) = (Arc::clone(&team.app), fresh("take"));
+                let request = team.asks(&id, number + 1);
+                async move {
+                    consume(&app, request).await.unwrap();
+                    if number % 2 == 0 {
+                        refund(&app, &id).await.unwrap();
+                    }
+                }
+            })
+            .await;
+            team.hand.advance_ms(DAY_MS);
+        }
+        // The even numbers of 1 to 50.
+        assert_eq!(team.days_of(RENDERS, 3).await, [650, 650, 0]);
+        team.must_add_up().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_has_every_day_of_every_meter() {
+    on_both(|team| async move {
+        assert!(team.takes(9).await);
+        let histories = team.history(&team.owner, None).await;
+        let meters: Vec<&str> = histories.iter().map(|one| one.meter.as_str()).collect();
+        assert_eq!(meters, ["pages", RENDERS]);
+        for history in &histories {
+            let dates: Vec<&str> = history.days.iter().map(|day| day.date.as_str()).collect();
+            assert_eq!((dates.len(), dates[0], dates[9], dates[29]), (30, "2026-10-23", "2026-11-01", "2026-11-21"));
+            let used: i64 = history.days.iter().map(|day| day.used).sum();
+            assert_eq!(used, if history.meter == RENDERS { 9 } else { 0 });
+        }
+        // One that no tier names any more is shown where it was used, for as long as it was.
+        let id = &team.id;
+        team.run(format!(
+            "INSERT INTO quota_days (team_id, meter, day, used) VALUES ('{id}', 'airships', '2026-11-19', 3), \
+             ('{id}', 'zeppelins', '2026-11-20', 0), ('team_0', 'balloons', '2026-11-20', 8)"
+        ))
+        .await;
+        let meters = async |days| -> Vec<String> {
+            team.history(&team.owner, Some(days)).await.into_iter().map(|one| one.meter).collect()
+        };
+        assert_eq!(meters(3).await, ["airships", "pages", RENDERS]);
+        assert_eq!(meters(2).await, ["pages", RENDERS]);
+        assert_eq!(team.days_of("airships", 3).await, [3, 0, 0]);
+        let longest = team.history(&team.owner, Some(90)).await;
+        assert!(longest.iter().all(|one| one.days.len() == 90));
+        // Test mode counts nothing.
+        let in_test = Principal { mode: Mode::Test.into(), ..team.owner.clone() };
+        let histories = team.history(&in_test, Some(3)).await;
+        assert_eq!(histories.iter().map(|one| one.meter.as_str()).collect::<Vec<_>>(), ["pages", RENDERS]);
+        assert!(histories.iter().all(|one| one.days.len() == 3 && one.days.iter().all(|day| day.used == 0)));
+        for days in [0, -1, 91, i32::MAX, i32::MIN] {
+            assert_eq!(reason(history(&team.app, &team.owner, "", Some(days)).await), Reason::ValidationFailed);
+        }
+        assert_eq!(reason(history(&team.app, &team.owner, "team_0", None).await), Reason::NotFound);
+        let key = team.app.authenticate(&team.live_key).await.unwrap();
+        assert!(history(&team.app, &key, "", None).await.is_err(), "people look at it");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_before_days_were_counted_is_taken_off_none() {
+    on_both(|team| async move {
+        assert!(team.take("before", 5).await.granted);
+        team.run("DELETE FROM quota_days".to_owned()).await;
+        team.run("UPDATE quota_consumptions SET day = NULL".to_owned()).await;
+        assert!(team.take("after", 2).await.granted);
+        team.refund("before").await;
+        assert_eq!((team.days_of(RENDERS, 1).await, team.used().await), (vec![2], 2));
     })
     .await;
 }
@@ -641,9 +798,14 @@ async fn a_deleted_team_takes_nothing_and_leaves_nothing() {
             assert_eq!(refusal(refused).1, "No such team");
         }
         assert_eq!(reason(usage(&team.app, &team.owner, "").await), Reason::NotFound);
+        assert_eq!(reason(history(&team.app, &team.owner, "", None).await), Reason::NotFound);
         team.hand.advance_ms(60_000);
         team.app.run_once("auth/teams").await;
-        for left in ["SELECT COUNT(*) AS n FROM quota_usage", "SELECT COUNT(*) AS n FROM team_quotas"] {
+        for left in [
+            "SELECT COUNT(*) AS n FROM quota_usage",
+            "SELECT COUNT(*) AS n FROM quota_days",
+            "SELECT COUNT(*) AS n FROM team_quotas",
+        ] {
             assert_eq!(team.number(left).await, 0);
         }
         refund(&team.app, "use_of_nobody").await.unwrap();
@@ -663,8 +825,16 @@ async fn what_nobody_repeats_any_more_is_forgotten() {
         team.app.run_once("auth/quotas").await;
         assert_eq!(team.number("SELECT COUNT(*) AS n FROM quota_consumptions").await, 0);
         assert_eq!(team.used().await, 5, "what is used stays used");
+        assert_eq!(team.number("SELECT COUNT(*) AS n FROM quota_days").await, 1);
+        // It is a hundred days old.
+        team.hand.advance_ms(93 * DAY_MS - 1);
+        team.app.run_once("auth/quotas").await;
+        assert_eq!(team.number("SELECT COUNT(*) AS n FROM quota_days").await, 1);
+        team.hand.advance_ms(DAY_MS);
+        team.app.run_once("auth/quotas").await;
+        assert_eq!(team.number("SELECT COUNT(*) AS n FROM quota_days").await, 0);
         // December 2028 is the last month that still keeps November 2026.
-        team.hand.advance_ms(DECEMBER_MS + 761 * DAY_MS - START_MS - 7 * DAY_MS - 1);
+        team.hand.advance_ms(DECEMBER_MS + 761 * DAY_MS - START_MS - 101 * DAY_MS);
         team.app.run_once("auth/quotas").await;
         assert_eq!(team.number("SELECT COUNT(*) AS n FROM quota_usage").await, 1);
         team.hand.advance_ms(DAY_MS);
@@ -688,7 +858,7 @@ async fn many_who_wait_for_one_counter_become_few_writes() {
         let after = team.app.database.stats();
         let (jobs, statements) =
             (after.write_jobs - before.write_jobs, after.write_statements - before.write_statements);
-        assert!(jobs <= 250 && statements <= jobs * 5, "{jobs} transactions and {statements} statements for 500");
+        assert!(jobs <= 250 && statements <= jobs * 6, "{jobs} transactions and {statements} statements for 500");
         assert_eq!(team.used().await, 500);
         team.must_add_up().await;
     })

@@ -22,8 +22,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Limited, StreamBody};
 use paperkey_proto::{Error, errors::v1::Reason, principal::v1::Once as Token};
 use parking_lot::Mutex;
 use prost::Message;
@@ -218,7 +220,10 @@ fn answer_of(message: &[u8]) -> Response<Body> {
 }
 
 fn body_of(data: Bytes, trailers: Option<HeaderMap>) -> Body {
-    Body::new(Full::new(data).with_trailers(std::future::ready(trailers.map(Ok))))
+    // Of no length that is told: over gRPC-Web trailers are a piece of the body, and what comes after a length that was
+    // told is cut off.
+    let frames = [Some(Frame::data(data)), trailers.map(Frame::trailers)];
+    Body::new(StreamBody::new(stream::iter(frames.into_iter().flatten().map(Ok::<_, Status>))))
 }
 
 /// The message of one plain frame.

@@ -297,6 +297,7 @@ impl Process {
         let gateway = Gateway::new(
             GatewayConfig {
                 public_url: public_url(config, listener.local_addr()?),
+                public_url_is_configured: config.server.public_url.is_some(),
                 trusted_proxies: config.server.trusted_proxies.clone(),
                 cors_any_origin: config.server.cors_any_origin,
                 call_timeout_ms: config.server.call_timeout_ms,

@@ -33,6 +33,7 @@ store_suite! {
     a_key_of_a_product_and_a_stranger_find_no_team,
     every_key_of_the_team_manages_what_it_may,
     an_event_of_the_team_arrives_at_its_endpoints_of_that_mode,
+    who_may_read_what_a_delivery_tells_of_reads_its_body,
     a_deleted_team_is_sent_nothing_more,
     neither_world_sees_the_other_by_any_method,
     the_schema_goes_back_and_forth,
@@ -273,6 +274,89 @@ async fn every_key_of_the_team_manages_what_it_may(database: Database) {
     assert_eq!(listed(&world, reads.clone(), OF_TEAM).await.len(), 1);
     let outcome = world.client(reads).create_webhook(OF_TEAM.create(&["webhook.test"])).await;
     assert_eq!(reason(outcome), Reason::ScopeInsufficient);
+}
+
+async fn who_may_read_what_a_delivery_tells_of_reads_its_body(database: Database) {
+    let world = World::on(database.clone(), lax(1));
+    let mut receiver = Receiver::start(&[Reply::Status(200)]).await;
+    let (of_product_1, _) = world.endpoint(&receiver.url()).await;
+    let (of_team, _) = world.team_endpoint(&receiver.url(), &["api_key.created"]).await;
+    let key = |kind: Kind, role: Role, scopes: &[Scope]| Principal {
+        kind: kind.into(),
+        role: role.into(),
+        scopes: scopes.iter().map(|scope| (*scope).into()).collect(),
+        ..owner()
+    };
+    let team_key = |scopes: &[Scope]| key(Kind::TeamKey, Role::Unspecified, scopes);
+    let (webhooks, licenses, keys) = (Scope::WebhooksRead, Scope::LicensesRead, Scope::KeysRead);
+    let token = key(Kind::UserToken, Role::Member, &[webhooks, licenses, keys]);
+    // Whoever is among the first reads both, of the second that of a product, of the third that of the team.
+    let both = [owner(), account(TEAM, Mode::Live, Role::Admin), team_key(&[webhooks, licenses, keys])];
+    let product = [
+        account(TEAM, Mode::Live, Role::Manager),
+        account(TEAM, Mode::Live, Role::Member),
+        team_key(&[webhooks, licenses]),
+        token,
+    ];
+    let team = [team_key(&[webhooks, keys])];
+    let neither = [team_key(&[webhooks]), key(Kind::UserToken, Role::Owner, &[webhooks])];
+    let mut seen = Vec::new();
+    for (source, webhook) in [(of_product(PRODUCT), &of_product_1), (OF_TEAM, &of_team)] {
+        let event = match source.product_id {
+            "" => world.team_event("api_key.created", Mode::Live),
+            _ => world.event("license.created"),
+        };
+        world.ingest(vec![event]).await;
+        let sent = receiver.next().await;
+        let [delivery] = world
+            .owner()
+            .list_deliveries(source.deliveries(&webhook.id))
+            .await
+            .unwrap()
+            .into_inner()
+            .deliveries
+            .try_into()
+            .unwrap();
+        let payload = async |who: &Principal| {
+            let got = world.client(who.clone()).get_delivery(source.delivery(&webhook.id, &delivery.id)).await;
+            got.unwrap().into_inner().payload
+        };
+        let reads: Vec<bool> = {
+            let mut reads = Vec::new();
+            for who in both.iter().chain(&product).chain(&team).chain(&neither) {
+                let payload = payload(who).await;
+                // Byte for byte what the receiver has.
+                assert!(payload.as_deref().is_none_or(|payload| payload.as_bytes() == sent.body));
+                reads.push(payload.is_some());
+            }
+            reads
+        };
+        seen.push(reads);
+        if source.product_id == PRODUCT {
+            assert!(payload(&secret_key(PRODUCT)).await.is_some());
+            let blind = Principal { scopes: vec![webhooks.into()], ..secret_key(PRODUCT) };
+            assert!(payload(&blind).await.is_none());
+        }
+    }
+    let expected = |product: bool, team: bool| -> Vec<bool> {
+        [vec![true; 3], vec![product; 4], vec![team; 1], vec![false; 2]].concat()
+    };
+    assert_eq!(seen, [expected(true, false), expected(false, true)]);
+
+    // What cannot be opened, or is not there any more, is missed by nobody else.
+    let [delivery] = world.deliveries(&of_product_1.id).await.try_into().unwrap();
+    for spoil in ["UPDATE events SET body_sealed = secret_sealed FROM endpoints", "DELETE FROM events"] {
+        let spoil = database.write(move |tx| async move {
+            tx.execute_unprepared(spoil).await?;
+            Ok::<_, DbError>(())
+        });
+        spoil.await.unwrap();
+        let request = of_product(PRODUCT).delivery(&of_product_1.id, &delivery.id);
+        let got = world.owner().get_delivery(request).await.unwrap().into_inner();
+        assert_eq!((got.payload, got.attempts.len().min(1)), (None, 1));
+        assert_eq!(got.delivery.unwrap().event_id, delivery.event_id);
+    }
+    world.shut_down().await;
 }
 
 async fn an_event_of_the_team_arrives_at_its_endpoints_of_that_mode(database: Database) {

@@ -30,7 +30,8 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("paperkey-catalog", service()),
         ("paperkey-licensing", service()),
         ("paperkey-webhook", service()),
-        ("paperkey-gateway", BTreeSet::from(["paperkey-proto", "paperkey-kit"])),
+        ("paperkey-dashboard", BTreeSet::new()),
+        ("paperkey-gateway", BTreeSet::from(["paperkey-proto", "paperkey-kit", "paperkey-dashboard"])),
         ("paperkey-server", everything),
         // A black box is looked at from outside.
         ("paperkey-tests", BTreeSet::from(["paperkey-proto", "paperkey-kit"])),

@@ -1,8 +1,7 @@
 //! Licences that expire while nobody is there to see it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
-use futures_util::future::join_all;
 use paperkey_kit::{clock::Clock, values::rfc3339};
 use paperkey_tests::{Account, Installation, License, Product, Receiver, eventually};
 use serde_json::json;
@@ -15,7 +14,7 @@ const LASTS_MS: i64 = 8_000;
 
 struct Scene {
     owner: Account,
-    product: Arc<Product>,
+    product: Product,
     receiver: Receiver,
     licenses: Vec<License>,
     expires_at_ms: i64,
@@ -25,14 +24,12 @@ impl Scene {
     async fn of(install: &Installation) -> Self {
         let receiver = Receiver::start().await;
         let owner = install.register().await;
-        let product = Arc::new(owner.create_product("App").await);
+        let product = owner.create_product("App").await;
         owner.subscribe(&product, receiver.url()).await;
         let expires_at_ms = Clock::system().now_ms() + LASTS_MS;
-        let issued = join_all((0..LICENSES).map(|_| {
-            let (owner, product) = (owner.clone(), Arc::clone(&product));
-            tokio::spawn(async move { owner.issue(&product, json!({"expiresAt": rfc3339(expires_at_ms)})).await })
-        }));
-        let licenses = issued.await.into_iter().map(Result::unwrap).collect();
+        let license = json!({"productId": product.id, "expiresAt": rfc3339(expires_at_ms)});
+        let made = owner.post("/licenses/batch", json!({"licenses": vec![license; LICENSES]})).await;
+        let licenses = made.gives(201)["licenses"].as_array().unwrap().iter().map(License::of).collect();
         Self { owner, product, receiver, licenses, expires_at_ms }
     }
 

@@ -17,6 +17,7 @@ on_both_kinds! {
     an_address_off_the_list_is_turned_away,
     a_stranger_gets_a_sandbox_and_reports_a_leak,
     what_is_asked_for_in_nonsense_is_refused_politely,
+    a_key_of_an_hour_is_made_to_try_calls_out_with,
 }
 
 const HOUR_MS: i64 = 60 * 60 * 1_000;
@@ -414,4 +415,55 @@ async fn when_a_key_was_last_used_is_known_to_the_minute_and_costs_no_write_a_ca
     })
     .await;
     assert!(used.ends_with(":00.000Z"), "to the minute: {used}");
+}
+
+async fn a_key_of_an_hour_is_made_to_try_calls_out_with(install: Installation) {
+    let owner = install.register().await;
+    let path = keys_of(&owner);
+    for number in 1..10 {
+        create(&owner, json!({"name": format!("Key {number}")})).await;
+    }
+    owner.post(&path, json!({"name": "Eleventh"})).await.refused(Reason::KeyLimitReached);
+    let made = owner.post(&format!("{path}/temporary"), json!({})).await;
+    let json = made.gives(201);
+    let (id, token) = (text(json, "/id"), text(json, "/key"));
+    assert_eq!(TokenKind::of(&token), Some(TokenKind::TeamTest));
+    assert_eq!(
+        (&json["mode"], &json["scope"], &json["temporary"]),
+        (&json!("test"), &json!("read_write"), &json!(true))
+    );
+    assert_eq!(json["name"], format!("Reference, {}", owner.email));
+    let left_ms = paperkey_tests::people::time_ms(&text(json, "/expiresAt")) - Clock::system().now_ms();
+    assert!((HOUR_MS - MINUTES..=HOUR_MS).contains(&left_ms), "{left_ms}");
+    assert!(ids(&owner, &path, "apiKeys").await.contains(&id), "whoever looks after keys sees every one that works");
+
+    // It reads and writes, in the world of test data alone.
+    let key = install.api().with_key(&token);
+    let product = key.post("/api/v1/products", json!({"name": "Tried out"})).await;
+    let product = text(product.gives(201), "/id");
+    key.get(&format!("/api/v1/products/{product}")).await.gives(200);
+    owner.get(&format!("/products/{product}")).await.refused(Reason::NotFound);
+    key.post("/v1/keys", json!({"name": "Wider", "type": "live"})).await.refused(Reason::ScopeInsufficient);
+    key.post("/v1/keys/self/rotate", json!({})).await.refused(Reason::Conflict);
+    let one = format!("{path}/{id}");
+    owner.post(&format!("{one}/rotate"), json!({})).await.refused(Reason::Conflict);
+    owner.patch(&one, json!({"expiresAt": null})).await.refused_for("expiresAt");
+    owner.patch(&one, json!({"expiresAt": in_ms(2 * HOUR_MS)})).await.refused_for("expiresAt");
+
+    for role in ["manager", "member"] {
+        let mate = owner.team_mate(&install, role).await;
+        mate.post(&format!("{path}/temporary"), json!({})).await.refused(Reason::RoleInsufficient);
+    }
+    let stranger = install.register().await;
+    stranger.post(&format!("{path}/temporary"), json!({})).await.refused(Reason::NotFound);
+    for _ in 1..20 {
+        owner.in_test_mode().post(&format!("{path}/temporary"), json!({})).await.gives(201);
+    }
+    let full = owner.post(&format!("{path}/temporary"), json!({})).await;
+    full.refused(Reason::KeyLimitReached);
+    assert!(full.text().contains("20 temporary keys"), "{}", full.text());
+    owner.delete(&one).await.gives(200);
+    ends(&key).await;
+    owner.post(&format!("{path}/temporary"), json!({})).await.gives(201);
+    owner.post(&path, json!({"name": "Eleventh"})).await.refused(Reason::KeyLimitReached);
 }

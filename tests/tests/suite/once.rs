@@ -4,8 +4,12 @@ use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 use http::Method;
-use paperkey_proto::{Contract, errors::v1::Reason};
-use paperkey_tests::{Account, Answer, Api, Installation, Receiver, eventually, on_both_kinds, people::text};
+use paperkey_proto::{
+    Contract,
+    catalog::v1::{CreateProductRequest, CreateProductResponse},
+    errors::v1::Reason,
+};
+use paperkey_tests::{Account, Answer, Api, Installation, Receiver, eventually, grpc, on_both_kinds, people::text};
 use serde_json::{Value, json};
 
 on_both_kinds! {
@@ -14,6 +18,7 @@ on_both_kinds! {
     two_at_once_make_one,
     an_answer_outlives_the_process_that_gave_it,
     a_refusal_is_replayed_and_a_limit_is_not,
+    a_page_is_told_the_same_again_over_grpc_web,
 }
 
 /// A call to a method, and who makes it.
@@ -79,6 +84,7 @@ async fn calls(install: &Installation) -> Vec<Call> {
         call("RotateWebhookSecret", &owner, &format!("{webhook}/rotate-secret"), json!({})),
         call("BatchCreateLicenses", &owner, "/licenses/batch", json!({"licenses": [{"productId": product.id}]})),
         call("CreateApiKey", &owner, &format!("/teams/{team}/api-keys"), json!({"name": "Twice"})),
+        call("CreateTemporaryApiKey", &owner, &format!("/teams/{team}/api-keys/temporary"), json!({})),
         call("CreatePlatformApiKey", &integration, "/v1/keys", json!({"name": "Twice", "type": "test"})),
         call("RotateApiKey", &owner, &format!("/teams/{team}/api-keys/{}/rotate", rotated.id), json!({})),
         call("RotateCurrentApiKey", &install.api().with_key(&by_itself.token), "/v1/keys/self/rotate", json!({})),
@@ -212,4 +218,19 @@ async fn a_refusal_is_replayed_and_a_limit_is_not(install: Installation) {
     again.refused(Reason::ActivationLimitReached);
     assert_eq!(again.header("idempotent-replayed"), Some("true"));
     app.activate(&license, "second").await.gives(200);
+}
+
+async fn a_page_is_told_the_same_again_over_grpc_web(install: Installation) {
+    let owner = install.register().await;
+    let page = owner.with("idempotency-key", "once");
+    let asked = CreateProductRequest { name: "App".into(), ..CreateProductRequest::default() };
+    for as_text in [false, true] {
+        let create = || grpc::web_call(&page, "/paperkey.catalog.v1.CatalogService/CreateProduct", &asked, as_text);
+        let first: CreateProductResponse = create().await.gives();
+        let again: CreateProductResponse = create().await.gives();
+        assert_eq!(again, first);
+    }
+    let refused = CreateProductRequest { name: "Another".into(), ..CreateProductRequest::default() };
+    let refused = grpc::web_call(&page, "/paperkey.catalog.v1.CatalogService/CreateProduct", &refused, false).await;
+    assert_eq!(refused.status, tonic::Code::FailedPrecondition);
 }

@@ -33,6 +33,7 @@ use crate::samples;
 
 on_both_kinds! {
     every_method_answers_every_credential_as_the_contract_says,
+    a_cookie_from_elsewhere_opens_no_method,
     internal_methods_cannot_be_reached_from_outside,
     a_forged_principal_means_nothing_at_the_gateway,
     a_credential_counts_only_where_it_is_whole_and_where_it_belongs,
@@ -265,6 +266,61 @@ async fn every_method_answers_every_credential_as_the_contract_says(install: Ins
     }
     assert!(asked > 3_000, "the contract has methods: {asked} calls");
     assert!(wrong.is_empty(), "{} of {asked} calls went wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// A browser sends its cookie along whoever made it call. Where people are served, such a call is refused; everywhere
+/// else the cookie says nothing.
+async fn a_cookie_from_elsewhere_opens_no_method(install: Installation) {
+    let owner = install.register().await;
+    let channel = grpc::connect(&install.url()).await;
+    let cookie = ("cookie", format!("paperkey_session={}", owner.token));
+    let (mut asked, mut people, mut wrong) = (0, 0, Vec::new());
+    for origin in [None, Some("null"), Some("https://evil.example")] {
+        let mut headers = vec![cookie.clone()];
+        headers.extend(origin.map(|origin| ("origin", origin.to_owned())));
+        let caller = Credential { name: "an Owner's browser", holder: Holder::NOBODY, headers };
+        for method in Contract::get().methods().iter().filter(|method| method.is_public()) {
+            let expected = |serves_people: bool, otherwise: Verdict| {
+                if serves_people { Verdict::ScopeInsufficient } else { otherwise }
+            };
+            for route in &method.routes {
+                let surfaces = Contract::get().surfaces();
+                let surface = surfaces.iter().find(|entry| entry.surface == route.surface).expect("it is declared");
+                let takes_people = surface.options.callers().any(|kind| kind == Caller::Account);
+                let expected = expected(
+                    takes_people && method.serves(Caller::Account),
+                    caller.holder.over_rest(method, route.surface),
+                );
+                people += usize::from(expected == Verdict::ScopeInsufficient);
+                let path = samples::path(route, |name| match name {
+                    "team_id" => owner.team_id.clone(),
+                    _ => samples::NOBODYS.to_owned(),
+                });
+                let answer = caller.api(&install).call(route.verb.clone(), &path, route.body.then(|| json!({}))).await;
+                match reason_of(expected) {
+                    Some(reason) => drop(answer.refused(reason)),
+                    None if matches!(answer.status.as_u16(), 401 | 403 | 500..) => {
+                        wrong.push(format!("{} from {origin:?}: {}", answer.asked, answer.text()));
+                    }
+                    None => {}
+                }
+                assert!(!answer.headers.contains_key("set-cookie"), "{}", answer.asked);
+                asked += 1;
+            }
+            let expected = expected(method.serves(Caller::Account), caller.holder.over_grpc(method));
+            let outcome = grpc::call(&channel, &method.path, Bytes::new(), caller.metadata()).await;
+            let judged = outcome.as_ref().err().map(|status| Error::from_status(status).reason()).filter(|reason| {
+                matches!(reason, Reason::InvalidCredentials | Reason::ScopeInsufficient | Reason::RoleInsufficient)
+            });
+            if judged != reason_of(expected) {
+                wrong.push(format!("{} from {origin:?}: {expected:?} expected: {outcome:?}", method.path));
+            }
+            asked += 1;
+        }
+    }
+    assert!(asked > 300 && people > 100, "the contract has methods: {asked} calls, {people} of them where people are");
+    assert!(wrong.is_empty(), "{} of {asked} calls went wrong:\n{}", wrong.len(), wrong.join("\n"));
+    owner.get("/auth/me").await.gives(200);
 }
 
 async fn internal_methods_cannot_be_reached_from_outside(install: Installation) {

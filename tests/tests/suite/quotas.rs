@@ -19,6 +19,7 @@ on_both_kinds_with! {
     what_was_let_through_is_counted_whatever_is_killed,
     a_team_sees_what_it_has_used_and_what_is_left,
     test_mode_counts_nothing,
+    a_team_sees_what_it_has_used_day_by_day,
     a_change_of_the_plan_acts_at_once,
     a_proxy_takes_units_by_asking,
     the_team_is_told_at_eighty_and_at_a_hundred_percent,
@@ -147,6 +148,32 @@ async fn test_mode_counts_nothing(install: Installation) {
         assert_eq!(take(&owner.integration(), &key.token, 90).await["code"], "valid");
     }
     assert_eq!(used(&owner).await, 0);
+}
+
+async fn a_team_sees_what_it_has_used_day_by_day(install: Installation) {
+    let owner = install.register().await;
+    let path = format!("/teams/{}/usage/history", owner.team_id);
+    for cost in [20, 10] {
+        take(&owner.integration(), &owner.free_key, cost).await;
+    }
+    let answer = owner.get(&format!("{path}?days=7")).await;
+    let meters = answer.gives(200)["meters"].as_array().unwrap().clone();
+    let renders = meters.iter().find(|meter| meter["meter"] == "renders").expect("every configured meter is listed");
+    let days = renders["days"].as_array().unwrap();
+    let used: Vec<i64> = days.iter().map(|day| day["used"].as_i64().unwrap()).collect();
+    // It may be midnight now.
+    assert_eq!((used.len(), used.iter().sum(), used[5] + used[6]), (7, 30, 30));
+    let dates: Vec<String> = days.iter().map(|day| text(day, "/date")).collect();
+    assert!(dates.iter().all(|date| date.len() == 10) && dates.is_sorted(), "{dates:?}");
+    assert_eq!(owner.get(&path).await.gives(200)["meters"][0]["days"].as_array().unwrap().len(), 30);
+    let in_test = owner.in_test_mode().get(&path).await;
+    assert!(!in_test.gives(200).to_string().contains("\"used\":30"), "{}", in_test.text());
+    owner.team_mate(&install, "member").await.get(&path).await.gives(200);
+    install.register().await.get(&path).await.refused(Reason::NotFound);
+    for nonsense in ["0", "91", "-1"] {
+        owner.get(&format!("{path}?days={nonsense}")).await.refused_for("days");
+    }
+    owner.get(&format!("{path}?days=all")).await.refused(Reason::ValidationFailed);
 }
 
 async fn a_change_of_the_plan_acts_at_once(install: Installation) {

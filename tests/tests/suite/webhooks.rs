@@ -53,6 +53,15 @@ async fn a_failed_delivery_is_tried_again_under_the_same_id_and_logged(install: 
     .await;
     let attempts = logged.json["attempts"].as_array().unwrap().clone();
     assert_eq!(attempts.len(), arrived.len());
+    // What was sent is shown as it was, to whoever may read licences.
+    let sent = String::from_utf8(arrived[0].body.to_vec()).unwrap();
+    assert_eq!(logged.json["payload"], Value::from(sent.as_str()));
+    let one = format!("{path}/deliveries/{delivery_id}");
+    let mate = owner.team_mate(&install, "member").await;
+    assert_eq!(mate.for_team(&owner.team_id).get(&one).await.gives(200)["payload"], Value::from(sent));
+    let blind = owner.create_key(json!({"name": "Blind", "scopes": ["webhooks:read"]})).await;
+    let blind = install.api().with_key(&blind.token).get(&one.replace("/products", "/api/v1/products")).await;
+    assert_eq!((&blind.gives(200)["payload"], &blind.json["status"]), (&Value::Null, &json!("succeeded")));
     assert_eq!(attempts[0]["responseStatus"], 500);
     assert_eq!(attempts.last().unwrap()["responseStatus"], 200);
     assert_eq!(attempts.last().unwrap()["responseSnippet"], "thank you");

@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, TRANSFER_ENCODING},
+    header::{
+        AUTHORIZATION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST,
+        SET_COOKIE, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+    },
     request::Parts as Head,
 };
 use paperkey_kit::principal::REQUEST_ID_HEADER;
@@ -14,7 +17,7 @@ use super::is_hop_by_hop;
 use crate::{
     Inner,
     doors::{is_our_word, is_read},
-    edge,
+    edge, session,
 };
 
 /// Headers of one connection; those that begin with `proxy-` are too.
@@ -47,6 +50,12 @@ pub(super) fn of_request(
         if (credential && !forward_credential) || is_ours(name, reads) || is_hop_by_hop(name, &head.headers) {
             continue;
         }
+        if *name == COOKIE {
+            // A session with us is nobody else's, also where credentials are passed on.
+            let Some(others) = session::without_ours(value.as_bytes()) else { continue };
+            headers.append(COOKIE, HeaderValue::from_bytes(&others).map_err(Error::internal)?);
+            continue;
+        }
         headers.append(name.clone(), value.clone());
     }
     // HTTP/2 may send cookies in pieces; HTTP/1.1 has one line for them all (RFC 9113, 8.2.3).
@@ -61,7 +70,7 @@ pub(super) fn of_request(
     headers.insert(X_FORWARDED_FOR, HeaderValue::try_from(came_by.join(", ")).map_err(Error::internal)?);
     let said = |name: HeaderName| head.headers.get(name).filter(|_| gateway.trusts(peer)).cloned();
     let proto = said(X_FORWARDED_PROTO).filter(|proto| proto == "http" || proto == "https").unwrap_or_else(|| {
-        HeaderValue::from_static(if gateway.config.public_url.starts_with("https:") { "https" } else { "http" })
+        HeaderValue::from_static(if edge::is_https(&gateway.config.public_url) { "https" } else { "http" })
     });
     headers.insert(X_FORWARDED_PROTO, proto);
     if let Some(host) = said(X_FORWARDED_HOST).or_else(|| host_of(head)) {
@@ -94,7 +103,8 @@ fn host_of(head: &Head) -> Option<HeaderValue> {
         .or_else(|| head.headers.get(HOST).cloned())
 }
 
-/// Takes from an answer what stands for the connection to the server.
+/// Takes from an answer what stands for the connection to the server, and what would reach into our own pages: those of
+/// the server have our origin.
 pub(super) fn clean_answer(headers: &mut HeaderMap) {
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
@@ -105,5 +115,78 @@ pub(super) fn clean_answer(headers: &mut HeaderMap) {
         if name != CONTENT_LENGTH {
             headers.remove(name);
         }
+    }
+    if headers.get_all(SET_COOKIE).iter().any(|line| session::sets_ours(line.as_bytes())) {
+        let lines: Vec<_> = headers.get_all(SET_COOKIE).iter().cloned().collect();
+        headers.remove(SET_COOKIE);
+        for line in lines.into_iter().filter(|line| !session::sets_ours(line.as_bytes())) {
+            headers.append(SET_COOKIE, line);
+        }
+    }
+    if may_run_scripts(headers) {
+        // Beside policies of the server's own: browsers keep to each.
+        headers.append(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
+    }
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
+/// Whether a browser may take it for a page: HTML, all that is XML, what consists of parts, and what does not say what
+/// it is, such as the news that a page has not changed, whose headers a browser takes over.
+fn may_run_scripts(headers: &HeaderMap) -> bool {
+    let kinds = headers.get_all(CONTENT_TYPE);
+    let is_page = |kind: &[u8]| {
+        let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
+        [&b"html"[..], b"xml", b"/xsl"].iter().any(|end| kind.ends_with(end)) || kind.starts_with(b"multipart/")
+    };
+    let mut named = kinds.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    !headers.contains_key(CONTENT_TYPE) || named.any(is_page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cleaned(of: &[(HeaderName, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in of {
+            headers.append(name.clone(), HeaderValue::from_static(value));
+        }
+        clean_answer(&mut headers);
+        headers
+    }
+
+    #[test]
+    fn a_server_behind_us_sets_its_own_cookies_and_none_of_ours() {
+        let lines = ["a=1", "paperkey_session=x.y.z; Path=/", "b=2; Path=/", "__Host-paperkey=; Secure; Path=/"];
+        let headers = cleaned(&lines.map(|line| (SET_COOKIE, line)));
+        assert_eq!(headers.get_all(SET_COOKIE).iter().collect::<Vec<_>>(), ["a=1", "b=2; Path=/"]);
+    }
+
+    #[test]
+    fn a_page_of_a_server_behind_us_runs_no_scripts_with_our_session() {
+        for kind in [
+            "text/html",
+            "Text/HTML; charset=utf-8",
+            "application/xhtml+xml",
+            "image/svg+xml",
+            "text/xml",
+            "application/xml",
+            "text/plain, text/html",
+            "multipart/x-mixed-replace; boundary=a",
+        ] {
+            let own = "default-src 'self'; sandbox allow-scripts allow-same-origin";
+            let headers = cleaned(&[(CONTENT_TYPE, kind), (CONTENT_SECURITY_POLICY, own)]);
+            let policies: Vec<_> = headers.get_all(CONTENT_SECURITY_POLICY).iter().collect();
+            assert_eq!(policies, [own, "sandbox"], "{kind}");
+            assert_eq!(headers[X_CONTENT_TYPE_OPTIONS], "nosniff", "{kind}");
+        }
+        for kind in ["application/json", "application/pdf", "image/png", "text/plain; charset=html"] {
+            let headers = cleaned(&[(CONTENT_TYPE, kind)]);
+            assert!(!headers.contains_key(CONTENT_SECURITY_POLICY), "{kind}");
+            assert_eq!(headers[X_CONTENT_TYPE_OPTIONS], "nosniff", "{kind}");
+        }
+        let unnamed = cleaned(&[]);
+        assert_eq!(unnamed[X_CONTENT_TYPE_OPTIONS], "nosniff");
+        assert_eq!(unnamed[CONTENT_SECURITY_POLICY], "sandbox");
     }
 }

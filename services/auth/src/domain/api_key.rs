@@ -24,6 +24,15 @@ use super::{
 /// How many keys of a team may be active, live and test together.
 pub(crate) const MAX_ACTIVE_KEYS: u64 = 10;
 
+/// How many keys of a team may be there to try calls out with, beside those.
+pub(crate) const MAX_TEMPORARY_KEYS: u64 = 20;
+
+/// How long one of them lives at most, in milliseconds.
+pub(crate) const TEMPORARY_KEY_LIFETIME_MS: i64 = HOUR_MS;
+
+/// How long one of them is listed after its end, in milliseconds.
+const TEMPORARY_LISTED_MS: i64 = DAY_MS;
+
 /// How many tokens one user may have in a team that have not come to their end, old halves of rotated ones included.
 pub(crate) const MAX_USER_TOKENS: u64 = 50;
 /// How many a rotation may bring it to: who has all that they may have can still rotate each.
@@ -117,6 +126,8 @@ pub(crate) struct ApiKey {
     pub(crate) first_used_at_ms: Option<i64>,
     pub(crate) last_used_at_ms: Option<i64>,
     pub(crate) rotation_due_at_ms: Option<i64>,
+    /// Whether it is for trying calls out: it ends within the hour, and has no successor.
+    pub(crate) temporary: bool,
 }
 
 impl ApiKey {
@@ -155,6 +166,11 @@ impl ApiKey {
         }
     }
 
+    /// Refuses a key that is for trying calls out: a successor would count among the others, or outlive the hour.
+    pub(crate) fn must_be_rotatable(&self) -> Result<(), Fault> {
+        if self.temporary { Err(Fault::KeyIsTemporary) } else { Ok(()) }
+    }
+
     /// Refuses a key that may do more than the one that calls, or longer, or more often, or from elsewhere.
     pub(crate) fn must_not_exceed(&self, caller: &Self) -> Result<(), Fault> {
         let (mine, theirs) = (&self.terms, &caller.terms);
@@ -175,6 +191,7 @@ impl ApiKey {
     /// The latest end that this key may be given; any where none.
     fn latest_end_ms(&self) -> Option<i64> {
         match (self.kind, self.mode) {
+            _ if self.temporary => Some(self.created_at_ms.saturating_add(TEMPORARY_KEY_LIFETIME_MS)),
             // Lent for its 28 days: they may become fewer.
             (KeyKind::Free, _) => self.terms.expires_at_ms,
             // Rotating one must not be a way to keep it for ever.
@@ -217,6 +234,9 @@ impl ApiKey {
             terms.requests_per_minute = limit;
         }
         if let Some(days) = changes.rotate_every_days {
+            if self.temporary && days.is_some() {
+                return Err(Error::field("rotate_every_days", "is not for a temporary key, which is not rotated"));
+            }
             terms.rotate_every_days = days;
             key.rotation_due_at_ms = key.terms.rotation_due_at_ms(now_ms);
         }
@@ -234,9 +254,26 @@ impl ApiKey {
         })
     }
 
+    /// When a key ends that was made at that time: a temporary one within its hour, whatever is stored. The release
+    /// before knows of none, and may be told to move any end.
+    pub(crate) fn end_ms(stored_ms: Option<i64>, temporary: bool, created_at_ms: i64) -> Option<i64> {
+        let latest_ms = temporary.then(|| created_at_ms.saturating_add(TEMPORARY_KEY_LIFETIME_MS));
+        stored_ms.into_iter().chain(latest_ms).min()
+    }
+
+    /// Since when a temporary key was made that has not ended by that time.
+    pub(crate) fn temporary_made_since_ms(ended_ms: i64) -> i64 {
+        ended_ms.saturating_sub(TEMPORARY_KEY_LIFETIME_MS)
+    }
+
     /// Since when keys that have come to their end are still listed.
     pub(crate) fn listed_since_ms(now_ms: i64) -> i64 {
         now_ms.saturating_sub(REVOKED_LISTED_MS)
+    }
+
+    /// The same of those that were for trying calls out: there may be many.
+    pub(crate) fn temporary_listed_since_ms(now_ms: i64) -> i64 {
+        now_ms.saturating_sub(TEMPORARY_LISTED_MS)
     }
 }
 
@@ -427,6 +464,11 @@ pub(crate) fn key_name(text: &str) -> Result<String, Error> {
     Ok(name.to_owned())
 }
 
+/// What a key to try calls out with is called, so that people see whose it is.
+pub(crate) fn temporary_key_name(email: &str) -> String {
+    format!("Reference, {email}").chars().take(MAX_NAME_CHARS).collect()
+}
+
 /// Scopes by their words, if a key of that kind may hold them; all that it may hold where none is named.
 pub(crate) fn scopes_among(words: &[String], kind: KeyKind) -> Result<Vec<Scope>, Error> {
     let all = kind.all_scopes();
@@ -496,6 +538,7 @@ mod tests {
             first_used_at_ms: None,
             last_used_at_ms: None,
             rotation_due_at_ms: None,
+            temporary: false,
         }
     }
 
@@ -542,6 +585,27 @@ mod tests {
         for nonsense in [-1, 169, i32::MIN, i32::MAX] {
             assert!(Overlap::of_hours(Some(nonsense)).is_err());
         }
+    }
+
+    #[test]
+    fn a_temporary_key_ends_within_its_hour_and_has_no_successor() {
+        let end_ms = NOW_MS + HOUR_MS;
+        let key = ApiKey { temporary: true, ..ending(end_ms) };
+        assert_eq!(key.must_be_rotatable(), Err(Fault::KeyIsTemporary));
+        assert_eq!(ending(end_ms).must_be_rotatable(), Ok(()));
+        let moved = |to| key.changed(Changes { expires_at_ms: Some(to), ..Changes::default() }, NOW_MS + 1);
+        for later in [Some(end_ms + 1), Some(i64::MAX), None] {
+            assert_eq!(moved(later).unwrap_err().violations()[0].field, "expires_at");
+        }
+        assert_eq!(moved(Some(end_ms - 1)).unwrap().terms.expires_at_ms, Some(end_ms - 1), "sooner is well");
+        let rotating = |days| Changes { rotate_every_days: Some(days), ..Changes::default() };
+        assert_eq!(key.changed(rotating(Some(1)), NOW_MS).unwrap_err().violations()[0].field, "rotate_every_days");
+        assert!(key.changed(rotating(None), NOW_MS).is_ok());
+        for (stored, end) in [(None, end_ms), (Some(end_ms + DAY_MS), end_ms), (Some(end_ms - 1), end_ms - 1)] {
+            assert_eq!(ApiKey::end_ms(stored, true, NOW_MS), Some(end), "{stored:?}");
+            assert_eq!(ApiKey::end_ms(stored, false, NOW_MS), stored);
+        }
+        assert!(temporary_key_name(&"a".repeat(300)).chars().count() == MAX_NAME_CHARS);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use paperkey_proto::{Error, errors::v1::Reason};
 
 use super::{
-    api_key::MAX_USER_TOKENS,
+    api_key::{MAX_TEMPORARY_KEYS, MAX_USER_TOKENS},
     member::{MAX_LETTERS, MAX_PEOPLE},
     team::MAX_TEAMS,
 };
@@ -23,10 +23,12 @@ pub(crate) enum Fault {
     TooManyPairs,
     TooManyKeys,
     TooManyTokens,
+    TooManyTemporaryKeys,
     KeyRevoked,
     KeyExpired,
     KeyRotated,
     SuccessorInUse,
+    KeyIsTemporary,
     NotLive,
     WiderThanCaller,
     TokenOfUser,
@@ -74,6 +76,14 @@ impl From<Fault> for Error {
             Fault::TooManyTokens => Self::new(Reason::KeyLimitReached).with_message(format!(
                 "A user has at most {MAX_USER_TOKENS} tokens in a team, old halves of rotated ones included; revoke one"
             )),
+            Fault::TooManyTemporaryKeys => Self::new(Reason::KeyLimitReached)
+                .with_message(format!(
+                    "A team has at most {MAX_TEMPORARY_KEYS} temporary keys at a time; revoke one, or wait until one ends"
+                ))
+                .with_agent_message(
+                    "Use a temporary key that was made before, revoke one that is no longer needed, or wait: each ends \
+                     within an hour of being made.",
+                ),
             Fault::KeyRevoked => Self::new(Reason::Conflict).with_message("The key is revoked"),
             Fault::KeyExpired => Self::new(Reason::Conflict).with_message("The key has expired"),
             Fault::KeyRotated => {
@@ -81,6 +91,9 @@ impl From<Fault> for Error {
             }
             Fault::SuccessorInUse => Self::new(Reason::Conflict)
                 .with_message("The key was rotated already, and the new one is in use or ended"),
+            Fault::KeyIsTemporary => Self::new(Reason::Conflict)
+                .with_message("A temporary key is not rotated; make another one")
+                .with_agent_message("Make another temporary key, or a key that lasts. Do not retry."),
             Fault::NotLive => Self::new(Reason::ScopeInsufficient)
                 .with_message("Only a live key makes and rotates other keys")
                 .with_agent_message("Use a live key of the team instead of a test key. Do not retry with this key."),

@@ -10,7 +10,7 @@ use paperkey_proto::{
     principal::v1::Mode,
 };
 
-use super::api_key::{TEST_KEY_LIFETIME_MS, Terms};
+use super::api_key::{TEMPORARY_KEY_LIFETIME_MS, TEST_KEY_LIFETIME_MS, Terms, temporary_key_name};
 
 /// How long a free key is good, in milliseconds.
 pub(crate) const FREE_KEY_LIFETIME_MS: i64 = 28 * 24 * 60 * 60 * 1_000;
@@ -122,6 +122,8 @@ pub(crate) struct NewKey {
     pub(crate) token: Secret,
     pub(crate) shown_prefix: String,
     pub(crate) terms: Terms,
+    /// Whether it is for trying calls out, beside the keys that are counted.
+    pub(crate) temporary: bool,
 }
 
 impl NewKey {
@@ -129,7 +131,7 @@ impl NewKey {
     pub(crate) fn generate(id: String, kind: KeyKind, mode: Mode, terms: Terms) -> Self {
         let token = kind.token(mode).generate();
         let shown_prefix = shown_prefix(&token);
-        Self { id, kind, mode, token: Secret::new(token), shown_prefix, terms }
+        Self { id, kind, mode, token: Secret::new(token), shown_prefix, terms, temporary: false }
     }
 
     /// The free key of a registration.
@@ -150,6 +152,13 @@ impl NewKey {
         let expires_at_ms = Some(now_ms.saturating_add(TEST_KEY_LIFETIME_MS));
         let terms = Terms { expires_at_ms, ..Terms::all_of(KeyKind::Platform, "Test key") };
         Self::generate(id, KeyKind::Platform, Mode::Test, terms)
+    }
+
+    /// A key to try calls out with, for the person of that address: a test key, whatever mode it is asked for in.
+    pub(crate) fn temporary(id: String, email: &str, now_ms: i64) -> Self {
+        let expires_at_ms = Some(now_ms.saturating_add(TEMPORARY_KEY_LIFETIME_MS));
+        let terms = Terms { expires_at_ms, ..Terms::all_of(KeyKind::Team, temporary_key_name(email)) };
+        Self { temporary: true, ..Self::generate(id, KeyKind::Team, Mode::Test, terms) }
     }
 
     /// The installation's system key.

@@ -1,11 +1,12 @@
-//! Quotas: units that a team may use of a meter in a calendar month, and when it is told how far it has come.
+//! Quotas: units that a team may use of a meter in a calendar month, what it used of them day by day, and when it is told
+//! how far it has come.
 //!
 //! Deliberately absent: shares that are handed out in advance. Every unit is taken from the one balance, so that none is
 //! lost and none is too many.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::{Timestamp, civil::Date, tz::TimeZone};
+use jiff::{Timestamp, ToSpan as _, civil::Date, tz::TimeZone};
 use paperkey_proto::Error;
 
 /// Units of a limit that a team has of its own, at most.
@@ -19,6 +20,14 @@ pub(crate) const CONSUMPTIONS_KEPT_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
 
 /// How many months of use are kept, the current one not counted.
 pub(crate) const MONTHS_KEPT: i32 = 25;
+
+/// How many days of use are kept, the current one not counted: more than can be asked for.
+const DAYS_KEPT: i64 = 100;
+
+/// How many days of use are answered at most.
+const MAX_DAYS: i32 = 90;
+/// How many are where nobody says.
+const DEFAULT_DAYS: i32 = 30;
 
 /// At which share of its limit a team is warned, in percent.
 const WARNED_AT_PERCENT: i128 = 80;
@@ -56,16 +65,100 @@ impl Month {
         &self.0
     }
 
+    fn first(&self) -> Option<Date> {
+        format!("{}-01", self.0).parse().ok()
+    }
+
+    /// The day of this month that units count for which are taken at a moment. They may have waited for their turn until
+    /// the month was over: what its days say is what it says.
+    pub(crate) fn day_at(&self, now_ms: i64) -> Day {
+        let date = date_of(now_ms);
+        Day(self.first().map_or(date, |first| date.clamp(first, first.last_of_month())))
+    }
+
     /// The first moment after it, in milliseconds since 1970.
     pub(crate) fn ends_at_ms(&self) -> i64 {
-        let first: Option<Date> = format!("{}-01", self.0).parse().ok();
-        let next = first.and_then(|first| first.last_of_month().tomorrow().ok());
+        let next = self.first().and_then(|first| first.last_of_month().tomorrow().ok());
         next.and_then(|next| next.to_zoned(TimeZone::UTC).ok()).map_or(0, |zoned| zoned.timestamp().as_millisecond())
     }
 }
 
 fn date_of(now_ms: i64) -> Date {
     TimeZone::UTC.to_datetime(Timestamp::from_millisecond(now_ms).unwrap_or(Timestamp::UNIX_EPOCH)).date()
+}
+
+/// A day in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Day(Date);
+
+impl Day {
+    /// The first day that is still kept at a moment.
+    pub(crate) fn first_kept(now_ms: i64) -> Self {
+        Self(date_of(now_ms)).back(DAYS_KEPT)
+    }
+
+    /// Such as `2026-11-22`.
+    pub(crate) fn text(self) -> String {
+        self.0.to_string()
+    }
+
+    fn back(self, days: i64) -> Self {
+        Self(self.0.saturating_sub(days.days()))
+    }
+}
+
+/// Days in a row, of which today is the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Period {
+    today: Day,
+    days: i64,
+}
+
+impl Period {
+    /// As a request says it.
+    pub(crate) fn of_days(days: Option<i32>, now_ms: i64) -> Result<Self, Error> {
+        let days = days.unwrap_or(DEFAULT_DAYS);
+        if !(1..=MAX_DAYS).contains(&days) {
+            return Err(Error::field("days", format!("must be between 1 and {MAX_DAYS}")));
+        }
+        Ok(Self { today: Day(date_of(now_ms)), days: days.into() })
+    }
+
+    /// Its days, oldest first.
+    pub(crate) fn days(self) -> impl Iterator<Item = Day> {
+        (0..self.days).rev().map(move |ago| self.today.back(ago))
+    }
+
+    pub(crate) fn first(self) -> Day {
+        self.today.back(self.days - 1)
+    }
+
+    pub(crate) fn last(self) -> Day {
+        self.today
+    }
+}
+
+/// What was used of each meter on the days, by their text, on which something was.
+pub(crate) type UsedByDay = BTreeMap<String, BTreeMap<String, i64>>;
+
+/// What a team has used of one meter on each day of a period, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MeterHistory {
+    pub(crate) meter: String,
+    pub(crate) days: Vec<(Day, i64)>,
+}
+
+/// The history of those meters, and of all others that were used, in the order of their names.
+pub(crate) fn histories(mut used: UsedByDay, meters: &BTreeSet<&str>, period: Period) -> Vec<MeterHistory> {
+    used.retain(|meter, days| meters.contains(meter.as_str()) || days.values().any(|units| *units != 0));
+    for meter in meters {
+        used.entry((*meter).to_owned()).or_default();
+    }
+    let of = |(meter, days): (String, BTreeMap<String, i64>)| MeterHistory {
+        meter,
+        days: period.days().map(|day| (day, days.get(&day.text()).copied().unwrap_or(0))).collect(),
+    };
+    used.into_iter().map(of).collect()
 }
 
 /// What units are counted by.
@@ -237,6 +330,50 @@ mod tests {
         assert_eq!(Month::stored("2028-02".to_owned()).ends_at_ms(), 1_835_481_600_000);
         assert_eq!(Month::first_kept(LAST_MS).text(), "2024-10");
         assert_eq!(Month::at(i64::MAX).text(), "1970-01", "what is no time is no reason to end");
+    }
+
+    #[test]
+    fn units_that_waited_until_the_month_was_over_count_for_its_last_day() {
+        let (november, december) = (Month::at(LAST_MS), Month::at(LAST_MS + 1));
+        assert_eq!(november.day_at(LAST_MS).text(), "2026-11-30");
+        assert_eq!(november.day_at(LAST_MS + 1).text(), "2026-11-30");
+        assert_eq!(december.day_at(LAST_MS + 1).text(), "2026-12-01");
+        assert_eq!(december.day_at(LAST_MS).text(), "2026-12-01", "a clock that was set back");
+    }
+
+    #[test]
+    fn a_period_has_each_of_its_days_once_and_today_is_the_last() {
+        let days =
+            |days, at_ms| -> Vec<String> { Period::of_days(days, at_ms).unwrap().days().map(Day::text).collect() };
+        assert_eq!(days(Some(1), LAST_MS), ["2026-11-30"]);
+        assert_eq!(days(Some(3), LAST_MS + 1), ["2026-11-29", "2026-11-30", "2026-12-01"]);
+        let usual = days(None, LAST_MS);
+        assert_eq!((usual.len(), usual[0].as_str(), usual[29].as_str()), (30, "2026-11-01", "2026-11-30"));
+        let period = Period::of_days(Some(90), LAST_MS).unwrap();
+        assert_eq!(period.days().count(), 90);
+        assert_eq!((period.days().next(), period.days().last()), (Some(period.first()), Some(period.last())));
+        assert!(Day::first_kept(LAST_MS) < period.first());
+        for nonsense in [i32::MIN, -1, 0, 91, i32::MAX] {
+            assert_eq!(Period::of_days(Some(nonsense), LAST_MS).unwrap_err().violations()[0].field, "days");
+        }
+    }
+
+    #[test]
+    fn a_history_has_every_known_meter_and_every_other_that_was_used() {
+        let period = Period::of_days(Some(2), LAST_MS).unwrap();
+        let on = |day: &str, units| BTreeMap::from([(day.to_owned(), units)]);
+        let used = BTreeMap::from([
+            ("zeppelins".to_owned(), on("2026-11-29", 3)),
+            // All of it was given back.
+            ("balloons".to_owned(), on("2026-11-29", 0)),
+            ("pages".to_owned(), on("2026-11-30", 2)),
+        ]);
+        let found: Vec<(String, Vec<i64>)> = histories(used, &BTreeSet::from(["renders", "pages"]), period)
+            .into_iter()
+            .map(|history| (history.meter, history.days.into_iter().map(|(_, units)| units).collect()))
+            .collect();
+        let expected = [("pages", [0, 2]), ("renders", [0, 0]), ("zeppelins", [3, 0])];
+        assert_eq!(found, expected.map(|(meter, days)| (meter.to_owned(), days.to_vec())));
     }
 
     #[test]

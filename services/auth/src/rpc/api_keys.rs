@@ -14,12 +14,12 @@ use paperkey_proto::{
     Contract, Error,
     auth::v1::{
         ApiKey as ApiKeyMessage, ApiKeyActor, ApiKeyKind, ApiKeyLimits, ApiKeyScope, ApiKeyTeam, CreateApiKeyRequest,
-        CreateApiKeyResponse, CreatePlatformApiKeyRequest, CreatePlatformApiKeyResponse, CreateTestApiKeyRequest,
-        CreateTestApiKeyResponse, GetApiKeyRequest, GetApiKeyResponse, GetCurrentApiKeyRequest,
-        GetCurrentApiKeyResponse, ListApiKeysRequest, ListApiKeysResponse, ReportLeakedApiKeysRequest,
-        ReportLeakedApiKeysResponse, RevokeApiKeyRequest, RevokeApiKeyResponse, RotateApiKeyRequest,
-        RotateApiKeyResponse, RotateCurrentApiKeyRequest, RotateCurrentApiKeyResponse, UpdateApiKeyRequest,
-        UpdateApiKeyResponse, api_key_service_server::ApiKeyService,
+        CreateApiKeyResponse, CreatePlatformApiKeyRequest, CreatePlatformApiKeyResponse, CreateTemporaryApiKeyRequest,
+        CreateTemporaryApiKeyResponse, CreateTestApiKeyRequest, CreateTestApiKeyResponse, GetApiKeyRequest,
+        GetApiKeyResponse, GetCurrentApiKeyRequest, GetCurrentApiKeyResponse, ListApiKeysRequest, ListApiKeysResponse,
+        ReportLeakedApiKeysRequest, ReportLeakedApiKeysResponse, RevokeApiKeyRequest, RevokeApiKeyResponse,
+        RotateApiKeyRequest, RotateApiKeyResponse, RotateCurrentApiKeyRequest, RotateCurrentApiKeyResponse,
+        UpdateApiKeyRequest, UpdateApiKeyResponse, api_key_service_server::ApiKeyService,
     },
     options::v1::Caller as Kind,
     principal::v1::Mode,
@@ -44,6 +44,7 @@ use crate::{
 
 const CREATE: &str = "/paperkey.auth.v1.ApiKeyService/CreateApiKey";
 const CREATE_PLATFORM: &str = "/paperkey.auth.v1.ApiKeyService/CreatePlatformApiKey";
+const CREATE_TEMPORARY: &str = "/paperkey.auth.v1.ApiKeyService/CreateTemporaryApiKey";
 const CREATE_TEST: &str = "/paperkey.auth.v1.ApiKeyService/CreateTestApiKey";
 const UPDATE: &str = "/paperkey.auth.v1.ApiKeyService/UpdateApiKey";
 const ROTATE: &str = "/paperkey.auth.v1.ApiKeyService/RotateApiKey";
@@ -116,6 +117,22 @@ impl ApiKeyService for Handler {
         };
         let act = Act::by(&caller, CREATE).answered_by(answer);
         let made = store.create_key(kind, mode, terms, doer(&caller), act).await?;
+        Ok(Response::new(answer(&made)))
+    }
+
+    async fn create_temporary_api_key(
+        &self,
+        request: Request<CreateTemporaryApiKeyRequest>,
+    ) -> Result<Response<CreateTemporaryApiKeyResponse>, Status> {
+        let (caller, store, _) = self.of(request, |request| &request.team_id)?;
+        let now_ms = self.clock.now_ms();
+        let answer = move |MadeKey { key, token }: &MadeKey| CreateTemporaryApiKeyResponse {
+            api_key: Some(encode(key.clone(), now_ms)),
+            key: token.expose().to_owned(),
+        };
+        let act = Act::by(&caller, CREATE_TEMPORARY).answered_by(answer);
+        // An account is called by its address.
+        let made = store.create_temporary_key(caller.principal.name.clone(), doer(&caller), act).await?;
         Ok(Response::new(answer(&made)))
     }
 
@@ -419,6 +436,7 @@ fn encode(key: ApiKey, now_ms: i64) -> ApiKeyMessage {
         rotation_due_at: key.rotation_due_at_ms.map(timestamp),
         superseded_by: key.superseded_by,
         user_id: terms.user_id,
+        temporary: key.temporary,
     }
 }
 

@@ -3,8 +3,9 @@
 use paperkey_kit::{principal::Caller, values::timestamp};
 use paperkey_proto::{
     auth::v1::{
-        ConsumeUnitsRequest, ConsumeUnitsResponse, GetUsageRequest, GetUsageResponse, MeterUsage, RefundUnitsRequest,
-        RefundUnitsResponse, quota_service_server::QuotaService, usage_service_server::UsageService,
+        ConsumeUnitsRequest, ConsumeUnitsResponse, GetUsageHistoryRequest, GetUsageHistoryResponse, GetUsageRequest,
+        GetUsageResponse, MeterHistory, MeterUsage, RefundUnitsRequest, RefundUnitsResponse, UsageDay,
+        quota_service_server::QuotaService, usage_service_server::UsageService,
     },
     principal::v1::Mode,
 };
@@ -32,6 +33,22 @@ impl UsageService for Handler {
             resets_at: Some(timestamp(ends_at_ms)),
         });
         Ok(Response::new(GetUsageResponse { meters: meters.collect() }))
+    }
+
+    async fn get_usage_history(
+        &self,
+        request: Request<GetUsageHistoryRequest>,
+    ) -> Result<Response<GetUsageHistoryResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        caller.must_be_of_team(&request.team_id)?;
+        let tenant = caller.tenant()?;
+        let histories = self.quotas.history(tenant.team_id, tenant.mode, request.days).await?;
+        let meters = histories.into_iter().map(|history| MeterHistory {
+            meter: history.meter,
+            days: history.days.into_iter().map(|(day, used)| UsageDay { date: day.text(), used }).collect(),
+        });
+        Ok(Response::new(GetUsageHistoryResponse { meters: meters.collect() }))
     }
 }
 

@@ -98,6 +98,7 @@ pub(super) mod keys {
 
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "keys")]
+    #[expect(clippy::struct_excessive_bools, reason = "a row is what its table is")]
     pub(crate) struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
         pub(crate) id: String,
@@ -133,6 +134,7 @@ pub(super) mod keys {
         pub(crate) given_to: Option<String>,
         pub(crate) leak_told_at_ms: Option<i64>,
         pub(crate) expiry_told: i64,
+        pub(crate) temporary: bool,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -313,6 +315,27 @@ pub(super) mod quota_usage {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
+pub(super) mod quota_days {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "quota_days")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) team_id: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) meter: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) day: String,
+        pub(crate) used: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
 pub(super) mod quota_consumptions {
     use sea_orm::entity::prelude::*;
 
@@ -329,6 +352,7 @@ pub(super) mod quota_consumptions {
         pub(crate) limit_then: Option<i64>,
         pub(crate) created_at_ms: i64,
         pub(crate) refunded_at_ms: Option<i64>,
+        pub(crate) day: Option<String>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

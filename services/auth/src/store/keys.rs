@@ -29,8 +29,8 @@ use crate::domain::{
     Fault,
     allowlist::Allowlist,
     api_key::{
-        Actor, ApiKey, COUNTED, Changes, Doer, Hand, MAX_ACTIVE_KEYS, MAX_ROTATED_TOKENS, MAX_USER_TOKENS, Overlap,
-        Terms, Wish,
+        Actor, ApiKey, COUNTED, Changes, Doer, Hand, MAX_ACTIVE_KEYS, MAX_ROTATED_TOKENS, MAX_TEMPORARY_KEYS,
+        MAX_USER_TOKENS, Overlap, Terms, Wish,
     },
     key::{KeyKind, NewKey, scopes_json, scopes_of},
     team::role_of,
@@ -68,7 +68,7 @@ pub(super) fn key_of(row: keys::Model) -> Option<ApiKey> {
             name: row.name,
             read_only: row.read_only,
             enabled: row.enabled,
-            expires_at_ms: row.expires_at_ms,
+            expires_at_ms: ApiKey::end_ms(row.expires_at_ms, row.temporary, row.created_at_ms),
             requests_per_minute: row.requests_per_minute,
             rotate_every_days: row.rotate_every_days,
             user_id: row.user_id,
@@ -89,6 +89,7 @@ pub(super) fn key_of(row: keys::Model) -> Option<ApiKey> {
         first_used_at_ms: row.first_used_at_ms,
         last_used_at_ms: row.last_used_at_ms,
         rotation_due_at_ms: row.rotation_due_at_ms,
+        temporary: row.temporary,
     })
 }
 
@@ -135,6 +136,7 @@ pub(super) fn key_row(
         given_to: None,
         leak_told_at_ms: None,
         expiry_told: 0,
+        temporary: key.temporary,
     }
 }
 
@@ -179,6 +181,40 @@ async fn judged(tx: &Tx, team_id: &str, doer: Doer) -> Result<Doer, Failure> {
     let Some(user_id) = doer.person() else { return Ok(doer) };
     let (role, _) = membership(tx, team_id, user_id).await?.ok_or(Failure::Fault(Fault::NoSuchTeam))?;
     Ok(doer.with_role(role)?)
+}
+
+/// Refuses a key beyond those that a team may have of its sort. The team's row is held.
+async fn must_have_room(tx: &Tx, team_id: &str, new: &NewKey, now_ms: i64) -> Result<(), Failure> {
+    if !COUNTED.contains(&new.kind) {
+        return Ok(());
+    }
+    let of_its_sort = if new.temporary {
+        temporary_past(now_ms)
+    } else {
+        let lasts = Condition::any().add(keys::Column::ExpiresAtMs.is_null()).add(keys::Column::ExpiresAtMs.gt(now_ms));
+        Condition::all().add(keys::Column::Temporary.eq(false)).add(lasts)
+    };
+    let active = keys::Entity::find()
+        .filter(keys::Column::TeamId.eq(team_id))
+        .filter(keys::Column::Kind.is_in(COUNTED.map(KeyKind::word)))
+        .filter(keys::Column::RevokedAtMs.is_null())
+        .filter(keys::Column::SupersededBy.is_null())
+        .filter(of_its_sort)
+        .count(tx)
+        .await?;
+    match new.temporary {
+        true if active >= MAX_TEMPORARY_KEYS => Err(Fault::TooManyTemporaryKeys.into()),
+        false if active >= MAX_ACTIVE_KEYS => Err(Fault::TooManyKeys.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Temporary keys whose end is later than that, by [`ApiKey::end_ms`].
+pub(super) fn temporary_past(end_ms: i64) -> Condition {
+    Condition::all()
+        .add(keys::Column::Temporary.eq(true))
+        .add(keys::Column::CreatedAtMs.gt(ApiKey::temporary_made_since_ms(end_ms)))
+        .add(Condition::any().add(keys::Column::ExpiresAtMs.is_null()).add(keys::Column::ExpiresAtMs.gt(end_ms)))
 }
 
 /// Refuses a further token of a user who has so many that have not ended. The team's row is held.
@@ -322,6 +358,23 @@ impl TenantStore {
         Ok(made)
     }
 
+    /// Makes a key to try calls out with, for a person of that address.
+    pub(crate) async fn create_temporary_key(&self, email: String, doer: Doer, act: Act) -> Result<MadeKey, Error> {
+        let (store, team_id) = (self.store.clone(), self.tenant.team_id.clone());
+        let made = self
+            .store
+            .database
+            .write(move |tx| async move {
+                lock_team(&tx, &team_id).await?;
+                let doer = judged(&tx, &team_id, doer).await?;
+                let now_ms = store.database.clock().now_ms();
+                let new = NewKey::temporary(new_id("key", store.database.clock()), &email, now_ms);
+                store.add(&tx, &team_id, new, &doer, now_ms, &act).await
+            })
+            .await?;
+        Ok(made)
+    }
+
     /// Makes a key as another key asks for it, within what that one may do.
     pub(crate) async fn create_platform_key(&self, wish: Wish, doer: Doer, act: Act) -> Result<MadeKey, Error> {
         let (store, team_id) = (self.store.clone(), self.tenant.team_id.clone());
@@ -450,6 +503,7 @@ impl TenantStore {
                 }
                 let still_member = must_be_touchable(&tx, &tenant, &old, &doer).await?;
                 old.must_be_current(now_ms)?;
+                old.must_be_rotatable()?;
                 if !still_member {
                     return Err(Failure::from(Fault::KeyRevoked));
                 }
@@ -504,21 +558,7 @@ impl Store {
         now_ms: i64,
         act: &Act,
     ) -> Result<MadeKey, Failure> {
-        if COUNTED.contains(&new.kind) {
-            let active = keys::Entity::find()
-                .filter(keys::Column::TeamId.eq(team_id))
-                .filter(keys::Column::Kind.is_in(COUNTED.map(KeyKind::word)))
-                .filter(keys::Column::RevokedAtMs.is_null())
-                .filter(keys::Column::SupersededBy.is_null())
-                .filter(
-                    Condition::any().add(keys::Column::ExpiresAtMs.is_null()).add(keys::Column::ExpiresAtMs.gt(now_ms)),
-                )
-                .count(tx)
-                .await?;
-            if active >= MAX_ACTIVE_KEYS {
-                return Err(Fault::TooManyKeys.into());
-            }
-        }
+        must_have_room(tx, team_id, &new, now_ms).await?;
         let creator = actor_of(tx, doer).await?;
         let given_to = receiver(tx, doer).await?;
         let row = keys::Model { given_to, ..key_row(&new, self.hash(&new.token), Some(team_id), creator, now_ms) };
@@ -573,7 +613,12 @@ fn keys_of(tenant: &Tenant, now_ms: i64) -> Select<keys::Entity> {
     let query = keys::Entity::find()
         .filter(keys::Column::TeamId.eq(tenant.team_id.as_str()))
         .filter(not_long_gone(keys::Column::RevokedAtMs))
-        .filter(not_long_gone(keys::Column::ExpiresAtMs));
+        .filter(not_long_gone(keys::Column::ExpiresAtMs))
+        .filter(
+            Condition::any()
+                .add(keys::Column::Temporary.eq(false))
+                .add(temporary_past(ApiKey::temporary_listed_since_ms(now_ms))),
+        );
     match tenant.mode {
         Mode::Live => query,
         Mode::Test | Mode::Unspecified => query.filter(keys::Column::Mode.eq(tenant.mode_word())),

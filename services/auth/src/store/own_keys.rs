@@ -120,6 +120,7 @@ impl Store {
                 if !old.is_good(now_ms) || !is_held_by_member(&tx, &old).await? {
                     return Err(Failure::from(Fault::BadCredential));
                 }
+                old.must_be_rotatable()?;
                 if let Some((team_id, user_id)) = user {
                     must_have_room_for_a_token(&tx, team_id, user_id, MAX_ROTATED_TOKENS, now_ms).await?;
                 }

@@ -1,7 +1,8 @@
 //! What teams have used of their meters.
 //!
 //! A counter's row is the lock under which its units are taken: it is written first, and what is left is judged then.
-//! What was taken stands beside it, consumption by consumption, in the same transaction.
+//! What was taken stands beside it, consumption by consumption and day by day, in the same transaction. A month's days
+//! are written under the lock of its counter, and by nobody else.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,15 +24,15 @@ use serde_json::json;
 
 use super::{
     Act, Failure, Store, announce,
-    entities::{quota_consumptions, quota_usage, team_quotas, teams},
+    entities::{quota_consumptions, quota_days, quota_usage, team_quotas, teams},
     teams::living,
 };
 use crate::domain::{
     Fault,
     alert::NewAlert,
     quota::{
-        Balance, CONSUMPTIONS_KEPT_MS, Consumption, Counter, MeterUse, Month, Notices, Outcome, OwnLimits, Threshold,
-        Told,
+        Balance, CONSUMPTIONS_KEPT_MS, Consumption, Counter, Day, MeterUse, Month, Notices, Outcome, OwnLimits, Period,
+        Threshold, Told, UsedByDay,
     },
 };
 
@@ -105,6 +106,7 @@ impl Store {
         let before = Standing { used, ..standing }.balance(tiers, &counter.meter);
         let mut known = settled(tx, asked).await?;
         let mut balance = before;
+        let day = counter.month.day_at(now_ms);
         let (mut verdicts, mut taken) = (Vec::with_capacity(asked.len()), Vec::new());
         for consumption in asked {
             if let Some(row) = known.get(&consumption.id) {
@@ -115,7 +117,7 @@ impl Store {
             let resets_at_ms = counter.month.ends_at_ms();
             verdicts.push(Ok(Outcome { granted, balance, resets_at_ms }));
             if granted {
-                let row = row(counter, consumption, balance, now_ms);
+                let row = row(counter, consumption, balance, day, now_ms);
                 taken.push(row.clone());
                 known.insert(row.consume_id.clone(), row);
             }
@@ -123,6 +125,9 @@ impl Store {
         let news = notices.note(before, balance, now_ms);
         if balance != before || !news.is_empty() {
             put(tx, counter, before, balance, notices).await?;
+        }
+        if balance.used != before.used {
+            count(tx, counter, day, balance.used - before.used).await?;
         }
         insert(tx, taken).await?;
         for threshold in news {
@@ -198,8 +203,8 @@ impl Store {
         Ok(tiers.meters().into_iter().map(of).collect())
     }
 
-    /// Gives units back to the month that they came from, once. What was never taken cannot be taken after that either:
-    /// whoever gives up on an answer may be overtaken by what they give up on.
+    /// Gives units back to the month and the day that they came from, once. What was never taken cannot be taken after
+    /// that either: whoever gives up on an answer may be overtaken by what they give up on.
     pub(crate) async fn refund(&self, consume_id: String) -> Result<(), Error> {
         let now_ms = self.database.clock().now_ms();
         self.database
@@ -214,6 +219,7 @@ impl Store {
                     limit_then: None,
                     created_at_ms: now_ms,
                     refunded_at_ms: Some(now_ms),
+                    day: None,
                 };
                 // On PostgreSQL this waits for one that is just being taken.
                 if insert_new(&tx, vec![never_taken]).await? == 1 {
@@ -240,11 +246,43 @@ impl Store {
                         .filter(is(&counter))
                         .exec(&tx)
                         .await?;
+                    if let Some(day) = row.day {
+                        quota_days::Entity::update_many()
+                            .col_expr(quota_days::Column::Used, Expr::col(quota_days::Column::Used).sub(row.units))
+                            .filter(quota_days::Column::TeamId.eq(counter.team_id))
+                            .filter(quota_days::Column::Meter.eq(counter.meter))
+                            .filter(quota_days::Column::Day.eq(day))
+                            .exec(&tx)
+                            .await?;
+                    }
                 }
                 Ok(())
             })
             .await?;
         Ok(())
+    }
+
+    /// What a team has used on the days of a period, where it has used anything.
+    pub(crate) async fn used_by_day(&self, team_id: String, period: Period) -> Result<UsedByDay, Error> {
+        let now_ms = self.database.clock().now_ms();
+        let rows = self
+            .database
+            .snapshot(move |reader| async move {
+                let team = teams::Entity::find().filter(living(&team_id)).one(&reader).await?;
+                if team.is_none_or(|team| team.expires_at_ms.is_some_and(|at_ms| at_ms <= now_ms)) {
+                    return Err(Failure::from(Fault::NoSuchTeam));
+                }
+                let rows = quota_days::Entity::find()
+                    .filter(quota_days::Column::TeamId.eq(team_id))
+                    .filter(quota_days::Column::Day.between(period.first().text(), period.last().text()));
+                Ok(rows.all(&reader).await?)
+            })
+            .await?;
+        let mut used = UsedByDay::new();
+        for row in rows {
+            used.entry(row.meter).or_default().insert(row.day, row.used);
+        }
+        Ok(used)
     }
 
     /// Gives a team limits of its own in place of those that it had.
@@ -284,10 +322,11 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets some consumptions that nobody repeats any more, and what was used long ago. Says how many rows.
+    /// Forgets some consumptions that nobody repeats any more, and some of what was used long ago. Says how many rows.
     pub(crate) async fn forget_consumptions(&self) -> Result<u64, Error> {
         let now_ms = self.database.clock().now_ms();
         let (before_ms, before_month) = (now_ms.saturating_sub(CONSUMPTIONS_KEPT_MS), Month::first_kept(now_ms));
+        let before_day = Day::first_kept(now_ms).text();
         let forgotten = self
             .database
             .write(move |tx| async move {
@@ -301,7 +340,13 @@ impl Store {
                     .filter(quota_usage::Column::Month.lt(before_month.text()))
                     .exec(&tx)
                     .await?;
-                Ok::<_, Failure>(consumptions.saturating_add(months.rows_affected))
+                let sql = format!(
+                    "DELETE FROM quota_days WHERE (team_id, meter, day) IN (SELECT team_id, meter, day \
+                     FROM quota_days WHERE day < $1 ORDER BY day LIMIT {FORGOTTEN_A_STEP})"
+                );
+                let statement = Statement::from_sql_and_values(tx.get_database_backend(), sql, [before_day.into()]);
+                let days = tx.execute_raw(statement).await?.rows_affected();
+                Ok::<_, Failure>(consumptions.saturating_add(months.rows_affected).saturating_add(days))
             })
             .await?;
         Ok(forgotten)
@@ -312,6 +357,7 @@ impl Store {
 pub(super) async fn remove_quotas_of(tx: &Tx, team_id: &str) -> Result<(), Failure> {
     team_quotas::Entity::delete_many().filter(team_quotas::Column::TeamId.eq(team_id)).exec(tx).await?;
     quota_usage::Entity::delete_many().filter(quota_usage::Column::TeamId.eq(team_id)).exec(tx).await?;
+    quota_days::Entity::delete_many().filter(quota_days::Column::TeamId.eq(team_id)).exec(tx).await?;
     Ok(())
 }
 
@@ -393,7 +439,13 @@ fn repeated(
     Ok(Outcome { granted: true, balance, resets_at_ms: Month::stored(row.month.clone()).ends_at_ms() })
 }
 
-fn row(counter: &Counter, consumption: &Consumption, after: Balance, now_ms: i64) -> quota_consumptions::Model {
+fn row(
+    counter: &Counter,
+    consumption: &Consumption,
+    after: Balance,
+    day: Day,
+    now_ms: i64,
+) -> quota_consumptions::Model {
     quota_consumptions::Model {
         consume_id: consumption.id.clone(),
         team_id: counter.team_id.clone(),
@@ -404,6 +456,7 @@ fn row(counter: &Counter, consumption: &Consumption, after: Balance, now_ms: i64
         limit_then: after.limit,
         created_at_ms: now_ms,
         refunded_at_ms: None,
+        day: Some(day.text()),
     }
 }
 
@@ -420,6 +473,16 @@ async fn put(tx: &Tx, counter: &Counter, before: Balance, after: Balance, notice
         .exec(tx)
         .await?;
     if changed.rows_affected == 1 { Ok(()) } else { Err(Fault::ConsumedMeanwhile.into()) }
+}
+
+/// Counts units for the day that they are taken on. The counter of its month is held.
+async fn count(tx: &Tx, counter: &Counter, day: Day, units: i64) -> Result<(), Failure> {
+    let sql = "INSERT INTO quota_days (team_id, meter, day, used) VALUES ($1, $2, $3, $4) \
+               ON CONFLICT (team_id, meter, day) DO UPDATE SET used = quota_days.used + excluded.used";
+    let (team_id, meter) = (counter.team_id.as_str(), counter.meter.as_str());
+    let values = [team_id.into(), meter.into(), day.text().into(), units.into()];
+    tx.execute_raw(Statement::from_sql_and_values(tx.get_database_backend(), sql, values)).await?;
+    Ok(())
 }
 
 /// Writes consumptions down. One that somebody else has settled meanwhile, by the counter of another month, is judged

@@ -12,7 +12,7 @@ use sea_orm::{
 use super::{
     Failure, Store, Usage,
     entities::{keys, teams},
-    keys::{ROTATION_DUE, key_of},
+    keys::{ROTATION_DUE, key_of, temporary_past},
 };
 use crate::domain::{alert::AlertKey, api_key::ApiKey};
 
@@ -134,7 +134,7 @@ impl Store {
     }
 
     /// Tells the teams of some keys that these are about to end: a week before, and a day before, each once. A key that
-    /// was made to live no longer than that is not told of. Says how many.
+    /// was made to live no longer than that is not told of, and so no temporary one. Says how many.
     pub(crate) async fn tell_expiries(&self) -> Result<u64, Error> {
         let (mut told, mut after_days) = (0, 0);
         for days in TOLD_DAYS {
@@ -189,13 +189,19 @@ impl Store {
 
     /// Forgets some keys that were revoked or have expired long ago. Says how many.
     pub(crate) async fn purge_keys(&self) -> Result<u64, Error> {
-        let before_ms = ApiKey::listed_since_ms(self.database.clock().now_ms());
+        let now_ms = self.database.clock().now_ms();
+        let before_ms = ApiKey::listed_since_ms(now_ms);
+        let temporary_before_ms = ApiKey::temporary_listed_since_ms(now_ms);
         let purged = self
             .database
             .write(move |tx| async move {
+                let temporary = Condition::all()
+                    .add(keys::Column::Temporary.eq(true))
+                    .add(temporary_past(temporary_before_ms).not());
                 let long_gone = Condition::any()
                     .add(keys::Column::RevokedAtMs.lte(before_ms))
-                    .add(keys::Column::ExpiresAtMs.lte(before_ms));
+                    .add(keys::Column::ExpiresAtMs.lte(before_ms))
+                    .add(temporary);
                 let ids: Vec<String> = keys::Entity::find()
                     .select_only()
                     .column(keys::Column::Id)

@@ -236,13 +236,15 @@ impl WebhookService for Webhooks {
         &self,
         request: Request<GetDeliveryRequest>,
     ) -> Result<Response<GetDeliveryResponse>, Status> {
-        let (_, store, request) = self.of(request)?;
+        let (caller, store, request) = self.of(request)?;
         let (delivery, attempts) = store
             .delivery(&request.product_id, &request.webhook_id, &request.delivery_id)
             .await
             .map_err(Error::from)?;
+        let may_read = must_hold(&caller.principal, shown_of(&request.product_id)).is_ok();
+        let payload = if may_read { store.body(&delivery.event_id).await.map_err(Error::from)? } else { None };
         let attempts = attempts.into_iter().map(encode_attempt).collect();
-        Ok(Response::new(GetDeliveryResponse { delivery: Some(encode_delivery(delivery)), attempts }))
+        Ok(Response::new(GetDeliveryResponse { delivery: Some(encode_delivery(delivery)), attempts, payload }))
     }
 
     async fn replay_delivery(
@@ -301,13 +303,17 @@ impl WebhookService for Webhooks {
 
     async fn watch_events(&self, request: Request<WatchEventsRequest>) -> Result<Response<Watching>, Status> {
         let (caller, store, request) = self.of(request)?;
-        // What is shown are licences with their keys, or keys and alerts of the team.
-        let shown = if request.product_id.is_empty() { Scope::KeysRead } else { Scope::LicensesRead };
-        must_hold(&caller.principal, shown)?;
+        must_hold(&caller.principal, shown_of(&request.product_id))?;
         let since_ms = request.since.map(|since| time_ms("since", &since)).transpose()?;
         self.must_exist(&caller, &request.product_id).await?;
         Ok(Response::new(self.watches.begin(&store, &request.product_id, since_ms).await?))
     }
+}
+
+/// What whoever is shown the events of a source must be allowed to read: licences with their keys, or keys and alerts of
+/// the team.
+fn shown_of(product_id: &str) -> Scope {
+    if product_id.is_empty() { Scope::KeysRead } else { Scope::LicensesRead }
 }
 
 fn encode(endpoint: Endpoint) -> WebhookMessage {

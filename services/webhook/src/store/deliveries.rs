@@ -1,12 +1,15 @@
 //! Deliveries and their attempts, as callers see them.
 
-use paperkey_kit::{db::DbError, values::Page};
+use paperkey_kit::{
+    db::{DbError, Reader},
+    values::Page,
+};
 use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    Select,
+    ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _, Select, Value,
 };
 
-use super::{Failure, TenantStore, corrupt};
+use super::{Failure, TenantStore, corrupt, sql};
 use crate::domain::{
     Fault, could_be_id,
     delivery::{Delivery, DeliveryStatus, LoggedAttempt},
@@ -136,6 +139,23 @@ impl TenantStore {
                 Ok((delivery(row)?, tries))
             })
             .await
+    }
+
+    /// The body of an event, as it is sent, if it is still kept. What cannot be opened any more is as good as gone.
+    pub(crate) async fn body(&self, event_id: &str) -> Result<Option<String>, Failure> {
+        let text = "SELECT body_sealed FROM events WHERE id = $1 AND team_id = $2 AND mode = $3";
+        let values: Vec<Value> =
+            vec![event_id.into(), self.tenant.team_id.as_str().into(), self.tenant.mode_word().into()];
+        let job = move |reader: Reader| async move {
+            Ok::<_, DbError>(reader.query_one_raw(sql(reader.get_database_backend(), text, values)).await?)
+        };
+        let Some(row) = self.store.database.read(job).await? else { return Ok(None) };
+        let sealed: Vec<u8> = row.try_get("", "body_sealed").map_err(DbError::from)?;
+        let opened = self.store.bodies.open(event_id, &sealed).ok().and_then(|body| String::from_utf8(body).ok());
+        if opened.is_none() {
+            tracing::error!(event = event_id, "an event cannot be opened");
+        }
+        Ok(opened)
     }
 
     pub(super) fn one_delivery(&self, endpoint_id: &str, id: &str) -> Select<Entity> {
