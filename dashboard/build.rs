@@ -1,6 +1,7 @@
-//! Compresses what stands in `dist/` and writes a table of it.
+//! Compresses what stands in `dist/` and `reference/` and writes a table of it.
 //!
-//! `dist/` is built from `app/` by `scripts/dashboard` and kept in the repository, so a build of Paperkey needs no Node.
+//! `dist/` is built by `scripts/dashboard` and kept in the repository, so a build of Paperkey needs no Node. What stands in
+//! `reference/` is written by hand, and served as it is.
 
 use std::{
     env,
@@ -17,12 +18,16 @@ use sha2::{Digest as _, Sha256};
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=dist");
+    println!("cargo::rerun-if-changed=reference");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut found = Vec::new();
-    collect(Path::new("dist"), &mut found)?;
+    for folder in ["dist", "reference"] {
+        collect(Path::new(folder), &mut found)?;
+    }
     let mut files = Vec::with_capacity(found.len());
     for file in found {
-        let name = file.strip_prefix("dist")?.to_str().ok_or("a name that is no text")?.replace('\\', "/");
+        let name =
+            file.strip_prefix("dist").unwrap_or(&file).to_str().ok_or("a name that is no text")?.replace('\\', "/");
         files.push((name, file));
     }
     // The order of a table that is searched by halves: that of the names, byte by byte.

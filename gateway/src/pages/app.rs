@@ -17,7 +17,7 @@ pub(super) const HOME: &str = "/app/";
 
 /// Nothing but what we serve ourselves, and no script but our files. Styles may stand in elements: what they could tell
 /// they could tell nobody.
-pub(super) const POLICY: HeaderValue = HeaderValue::from_static(
+const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src 'self' data:; \
      font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
@@ -26,17 +26,18 @@ pub(super) const POLICY: HeaderValue = HeaderValue::from_static(
 pub(super) fn answer(method: &Method, path: &str, headers: &HeaderMap) -> Response<Body> {
     let name = path.strip_prefix('/').unwrap_or(path);
     match asset(name) {
-        Some(file) => file_as_asked(file, method, headers),
+        Some(file) => file_as_asked(file, POLICY, method, headers),
         // The addresses within the dashboard hold ids, and no dots.
         None if !name.contains('.') && !name.contains("/assets/") => {
-            asset("app/index.html").map_or_else(nothing, |index| file_as_asked(index, method, headers))
+            asset("app/index.html").map_or_else(nothing, |index| file_as_asked(index, POLICY, method, headers))
         }
         None => nothing(),
     }
 }
 
-/// A file, in an encoding that the browser takes, unless it has it. It is unpacked for those only who are sent it.
-pub(super) fn file_as_asked(file: &Asset, method: &Method, headers: &HeaderMap) -> Response<Body> {
+/// A file under a policy, in an encoding that the browser takes, unless it has it. It is unpacked for those only who are
+/// sent it.
+pub(super) fn file_as_asked(file: &Asset, policy: HeaderValue, method: &Method, headers: &HeaderMap) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let known = headers.get(IF_NONE_MATCH).is_some_and(|tags| contains_token(tags, file.tag));
     if known {
@@ -56,7 +57,7 @@ pub(super) fn file_as_asked(file: &Asset, method: &Method, headers: &HeaderMap) 
     headers.insert(CACHE_CONTROL, HeaderValue::from_static(cached));
     headers.insert(ETAG, HeaderValue::from_static(file.tag));
     headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
-    headers.insert(CONTENT_SECURITY_POLICY, POLICY);
+    headers.insert(CONTENT_SECURITY_POLICY, policy);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response

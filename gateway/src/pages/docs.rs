@@ -13,7 +13,7 @@ use pulldown_cmark::{CodeBlockKind, CowStr, Event, HeadingLevel, Options, Parser
 
 use super::{
     HTML, MARKDOWN, Made, REFERENCE, REFERENCE_PAGE,
-    document::{Block, Document, Span, escaped},
+    document::{Block, Document, Span, escaped, wide},
     errors,
     layout::{Around, document},
     pricing, twin,
@@ -46,7 +46,7 @@ macro_rules! guide {
 }
 
 /// All guides, by what they are for, in the order in which they are read.
-pub(super) const GUIDES: [(&str, &[Guide]); 4] = [
+const GUIDES: [(&str, &[Guide]); 4] = [
     (
         "Start",
         &[
@@ -152,14 +152,20 @@ fn index(public_url: &str) -> String {
         "# Docs\n\n{SUMMARY}\n\nNew here? Begin with the [quickstart]({public_url}/docs/quickstart.md): \
          from nothing to a licence that validates, and a signed webhook, within the hour.\n"
     );
+    let _ = write!(text, "{}\n## Look up\n\n{}", listed(public_url), look_up(public_url));
+    text
+}
+
+/// All guides by what they are for, in Markdown, each with what it tells.
+pub(super) fn listed(public_url: &str) -> String {
+    let mut out = String::new();
     for (group, guides) in &GUIDES {
-        let _ = writeln!(text, "\n## {group}\n");
+        let _ = writeln!(out, "\n## {group}\n");
         for guide in *guides {
-            let _ = writeln!(text, "- [{}]({public_url}{}): {}", guide.title(), twin(&guide.path()), guide.summary());
+            let _ = writeln!(out, "- [{}]({public_url}{}): {}", guide.title(), twin(&guide.path()), guide.summary());
         }
     }
-    let _ = write!(text, "\n## Look up\n\n{}", look_up(public_url));
-    text
+    out
 }
 
 /// Where there is no page.
@@ -268,13 +274,8 @@ impl Rendered {
                     events.push(markup(&code(&kind, &about(&text_of(&within), public_url))));
                 }
                 Event::Start(Tag::Table(columns)) => {
-                    // What scrolls must be reached without a mouse too.
                     let label = rendered.sections.last().map_or(&title, |(_, text)| text);
-                    let open = format!(
-                        "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"{}\">",
-                        escaped(label)
-                    );
-                    events.extend([markup(&open), Event::Start(Tag::Table(columns))]);
+                    events.extend([markup(&wide(label)), Event::Start(Tag::Table(columns))]);
                 }
                 Event::End(TagEnd::Table) => events.extend([Event::End(TagEnd::Table), markup("</div>\n")]),
                 Event::Start(Tag::Link { link_type, dest_url, title, id }) => {

@@ -76,6 +76,11 @@ impl Span {
     }
 }
 
+/// The beginning of what is as wide as it must be. What scrolls must be reached without a mouse too.
+pub(super) fn wide(about: &str) -> String {
+    format!("<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"{}\">", escaped(about))
+}
+
 /// The path of the same page in Markdown.
 pub(super) fn twin(page: &str) -> String {
     format!("{}.md", page.trim_end_matches('/'))
@@ -106,11 +111,7 @@ impl Document {
                     writeln!(out, "</dl>")
                 }
                 Block::Table(names, rows) => {
-                    let _ = write!(
-                        out,
-                        "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"{}\"><table><thead><tr>",
-                        escaped(about)
-                    );
+                    let _ = write!(out, "{}<table><thead><tr>", wide(about));
                     for name in names {
                         let _ = write!(out, "<th scope=\"col\">{}</th>", escaped(name));
                     }

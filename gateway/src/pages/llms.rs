@@ -4,10 +4,7 @@ use std::fmt::Write as _;
 
 use paperkey_proto::error::catalogue;
 
-use super::{
-    docs::{self, GUIDES},
-    errors, twin,
-};
+use super::{docs, errors, twin};
 
 /// Where it is.
 pub(super) const PATH: &str = "/llms.txt";
@@ -25,13 +22,7 @@ pub(super) fn text(public_url: &str) -> String {
          application/json' -d '{{}}'`.\n",
         docs::SUMMARY,
     );
-    for (group, guides) in &GUIDES {
-        let _ = writeln!(out, "\n## {group}\n");
-        for guide in *guides {
-            let _ = writeln!(out, "- [{}]({public_url}{}): {}", guide.title(), twin(&guide.path()), guide.summary());
-        }
-    }
-    let _ = write!(out, "\n## Reference\n\n{}", docs::look_up(public_url));
+    let _ = write!(out, "{}\n## Reference\n\n{}", docs::listed(public_url), docs::look_up(public_url));
     out.push_str("\n## Optional\n\n");
     for (_, entry) in catalogue() {
         let page = twin(&errors::page_of(&entry.agent_code));

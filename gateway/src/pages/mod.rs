@@ -47,8 +47,6 @@ pub(crate) struct Pages {
     config: GatewayConfig,
     reference: OnceLock<Made>,
     policy: HeaderValue,
-    public_url: String,
-    version: &'static str,
 }
 
 /// A page as it is sent.
@@ -85,8 +83,6 @@ impl Pages {
             reference: OnceLock::new(),
             // Base 64 and the words around it are visible ASCII; without them nothing would be allowed at all.
             policy: HeaderValue::from_str(&policy).unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'")),
-            public_url: config.public_url.clone(),
-            version: config.version,
         }
     }
 
@@ -103,7 +99,7 @@ impl Pages {
             _ if path.starts_with(reference::HOME) => reference::answer(method, path, headers)?,
             "/docs/errors" => redirect(errors::LIST),
             REFERENCE => self.page(self.reference.get_or_init(|| {
-                let reference = openapi::document(Contract::get(), &self.public_url, self.version);
+                let reference = openapi::document(Contract::get(), &self.config.public_url, self.config.version);
                 Made::steady("application/json", reference)
             })),
             _ if path == twin(errors::LIST) || path.starts_with(errors::LIST) => self.of_errors(path),
@@ -121,7 +117,7 @@ impl Pages {
 
     /// The answer about errors: a page, the way to it where its code is written otherwise, or that there is none.
     fn of_errors(&self, path: &str) -> Response<Body> {
-        let made = self.errors.get_or_init(|| of_errors(&self.public_url));
+        let made = self.errors.get_or_init(|| of_errors(&self.config.public_url));
         if let Some(page) = made.get(path) {
             return self.page(page);
         }
@@ -130,7 +126,7 @@ impl Pages {
         match errors::canonical(name).map(errors::page_of) {
             Some(page) if is_markdown => redirect(&twin(&page)),
             Some(page) => redirect(&page),
-            None => self.page(&no_such_error(is_markdown, &self.public_url)),
+            None => self.page(&missing(&errors::missing(), is_markdown, &self.config.public_url)),
         }
     }
 
@@ -141,7 +137,9 @@ impl Pages {
             Some(page) => self.page(page),
             None => match made.get_key_value(path.trim_end_matches('/')) {
                 Some((path, _)) => redirect(path),
-                None => self.page(&no_such_page(path.strip_suffix(".md").is_some(), &self.public_url)),
+                None => {
+                    self.page(&missing(&docs::missing(), path.strip_suffix(".md").is_some(), &self.config.public_url))
+                }
             },
         }
     }
@@ -183,14 +181,6 @@ fn of_guides(config: &GatewayConfig) -> HashMap<String, Made> {
     let llms = llms::text(&config.public_url);
     made.insert(llms::PATH.to_owned(), Made::steady("text/plain; charset=utf-8", llms));
     made
-}
-
-fn no_such_error(is_markdown: bool, public_url: &str) -> Made {
-    missing(&errors::missing(), is_markdown, public_url)
-}
-
-fn no_such_page(is_markdown: bool, public_url: &str) -> Made {
-    missing(&docs::missing(), is_markdown, public_url)
 }
 
 fn missing(page: &Document, is_markdown: bool, public_url: &str) -> Made {

@@ -1,6 +1,6 @@
 //! The reference as people read it: the viewer's page under `/api/docs`, over the document at `/api/openapi.json`.
 
-use http::{HeaderMap, HeaderValue, Method, Response, header::CONTENT_SECURITY_POLICY};
+use http::{HeaderMap, HeaderValue, Method, Response};
 use paperkey_dashboard::asset;
 
 use super::{app, redirect};
@@ -11,7 +11,7 @@ pub(super) const HOME: &str = "/api/docs";
 
 /// Nothing but what we serve ourselves. The viewer writes its styles into elements; what they could tell they could tell
 /// nobody.
-pub(super) const POLICY: HeaderValue = HeaderValue::from_static(
+const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src 'self' data:; \
      font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
@@ -24,17 +24,15 @@ pub(super) fn answer(method: &Method, path: &str, headers: &HeaderMap) -> Option
         "/" => return Some(redirect(HOME)),
         below => below.strip_prefix('/')?,
     };
-    let Some(file) = asset(&format!("reference/{name}")) else { return Some(app::nothing()) };
-    let mut response = app::file_as_asked(file, method, headers);
-    response.headers_mut().insert(CONTENT_SECURITY_POLICY, POLICY);
-    Some(response)
+    let file = asset(&format!("reference/{name}"));
+    Some(file.map_or_else(app::nothing, |file| app::file_as_asked(file, POLICY, method, headers)))
 }
 
 #[cfg(test)]
 mod tests {
     use http::{
         StatusCode,
-        header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION},
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION},
     };
     use http_body_util::BodyExt as _;
 
