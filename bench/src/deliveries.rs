@@ -44,8 +44,8 @@ use crate::{
 };
 
 /// Where the server is that `bench/run` has started, and its process.
-const POSTGRES_URL: &str = "PAPERKEY_BENCH_POSTGRES_URL";
-const POSTGRES_PID: &str = "PAPERKEY_BENCH_POSTGRES_PID";
+pub(crate) const POSTGRES_URL: &str = "PAPERKEY_BENCH_POSTGRES_URL";
+pub(crate) const POSTGRES_PID: &str = "PAPERKEY_BENCH_POSTGRES_PID";
 
 /// Endpoints that get each event; a product may have one more, which tells when all events have been taken over.
 const ENDPOINTS: usize = 19;
@@ -250,7 +250,7 @@ async fn ask(address: SocketAddr, path: &str) -> Result<Bytes> {
 
 impl Storage {
     /// What a database that is a process of its own has used so far; the processes below it are its connections.
-    fn cpu_us(&self) -> Result<Option<u64>> {
+    pub(crate) fn cpu_us(&self) -> Result<Option<u64>> {
         let Self::Postgres { pid: Some(pid), .. } = self else { return Ok(None) };
         let mut pids = BTreeSet::from([*pid]);
         for entry in fs::read_dir("/proc")? {

@@ -32,6 +32,14 @@ pub(crate) struct Load {
     path: &'static str,
     key: Option<String>,
     body: Arc<dyn Fn(usize) -> String + Send + Sync>,
+    /// The path of the n-th request, where it is a GET.
+    place: Option<Arc<dyn Fn(usize) -> String + Send + Sync>>,
+}
+
+/// What came of so many calls.
+pub(crate) struct Counted {
+    pub(crate) latencies: Histogram<u64>,
+    pub(crate) elapsed: Duration,
 }
 
 /// What came of a measurement.
@@ -102,7 +110,34 @@ impl Load {
         key: Option<String>,
         body: impl Fn(usize) -> String + Send + Sync + 'static,
     ) -> Self {
-        Self { address, path, key, body: Arc::new(body) }
+        Self { address, path, key, body: Arc::new(body), place: None }
+    }
+
+    /// GETs of what `place` makes for the n-th request.
+    pub(crate) fn get(
+        address: SocketAddr,
+        key: Option<String>,
+        place: impl Fn(usize) -> String + Send + Sync + 'static,
+    ) -> Self {
+        Self { address, path: "GET", key, body: Arc::new(|_| String::new()), place: Some(Arc::new(place)) }
+    }
+
+    /// Sends so many over so many connections, all of them counted.
+    pub(crate) async fn times(&self, connections: usize, calls: usize) -> Result<Counted> {
+        let phase = Arc::new(Phase::default());
+        phase.counting.store(true, Ordering::Relaxed);
+        let next = Arc::new(AtomicUsize::new(0));
+        let mut tasks = JoinSet::new();
+        let began = Instant::now();
+        for _ in 0..connections {
+            let (load, phase, next) = (self.clone(), Arc::clone(&phase), Arc::clone(&next));
+            tasks.spawn(async move { load.connection(&phase, &next, calls).await });
+        }
+        let mut latencies = histogram()?;
+        while let Some(connection) = tasks.join_next().await {
+            latencies.add(connection??)?;
+        }
+        Ok(Counted { latencies, elapsed: began.elapsed() })
     }
 
     /// Sends for a while over so many connections.
@@ -112,19 +147,23 @@ impl Load {
         let mut tasks = JoinSet::new();
         for _ in 0..connections {
             let (load, phase, next) = (self.clone(), Arc::clone(&phase), Arc::clone(&next));
-            tasks.spawn(async move { load.connection(&phase, &next).await });
+            tasks.spawn(async move { load.connection(&phase, &next, usize::MAX).await });
         }
         measure(tasks, phase, span, pids).await
     }
 
-    async fn connection(&self, phase: &Phase, next: &AtomicUsize) -> Result<Histogram<u64>> {
+    async fn connection(&self, phase: &Phase, next: &AtomicUsize, calls: usize) -> Result<Histogram<u64>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
         let mut latencies = histogram()?;
         while !phase.is_over() {
-            let request = self.request(next.fetch_add(1, Ordering::Relaxed))?;
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= calls {
+                break;
+            }
+            let request = self.request(number)?;
             let began = Instant::now();
             let response = sender.send_request(request).await?;
             let status = response.status();
@@ -141,8 +180,11 @@ impl Load {
     }
 
     fn request(&self, n: usize) -> Result<Request<Full<Bytes>>> {
-        let mut request =
-            Request::post(self.path).header(header::HOST, "localhost").header(header::CONTENT_TYPE, "application/json");
+        let request = match &self.place {
+            Some(place) => Request::get(place(n)),
+            None => Request::post(self.path),
+        };
+        let mut request = request.header(header::HOST, "localhost").header(header::CONTENT_TYPE, "application/json");
         if let Some(key) = &self.key {
             request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
         }

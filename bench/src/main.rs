@@ -10,6 +10,7 @@ mod load;
 mod peers;
 mod report;
 mod results;
+mod scale;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -45,9 +46,13 @@ enum Command {
         /// The product's binary
         #[arg(long, default_value = "target/release/paperkey")]
         binary: PathBuf,
-        /// Measure only rows whose names hold this, beside the first; or `webhooks`: only what deliveries cost
+        /// Measure only rows whose names hold this, beside the first; or `webhooks`: only what deliveries cost; or `scale`:
+        /// what calls cost among many licences, beside what they cost among few
         #[arg(long)]
         only: Option<String>,
+        /// How many licences `scale` makes
+        #[arg(long, default_value_t = 10_000_000)]
+        licenses: u64,
         /// Also put the table into this file, in the place of the one before
         #[arg(long)]
         write: Option<PathBuf>,
@@ -66,6 +71,8 @@ const CONNECTIONS: usize = 64;
 const WRITERS: usize = 64;
 /// What `--only` says for deliveries.
 const WEBHOOKS: &str = "webhooks";
+/// What `--only` says for many licences.
+const SCALE: &str = "scale";
 /// Licences that validations go round.
 const LICENSES: usize = 100;
 
@@ -73,10 +80,13 @@ const LICENSES: usize = 100;
 async fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Serve { ceiling } => ceilings::serve(ceiling).await,
-        Command::Run { seconds, binary, only, write } => {
+        Command::Run { seconds, binary, only, licenses, write } => {
             let span = Duration::from_secs(seconds);
             if only.as_deref() == Some(WEBHOOKS) {
                 return deliveries::run(span, &binary, write).await;
+            }
+            if only.as_deref() == Some(SCALE) {
+                return scale::run(licenses, &binary, write).await;
             }
             run(span, &binary, only.as_deref().unwrap_or_default(), write.clone()).await?;
             if only.is_none() {

@@ -44,7 +44,7 @@ pub(crate) enum Storage {
 }
 
 /// Keys of an installation that lives for a measurement.
-const KEYS: [(&str, &str); 3] = [
+pub(crate) const KEYS: [(&str, &str); 3] = [
     ("PAPERKEY__SECRETS__MASTER_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
     ("PAPERKEY__SECRETS__PEPPER", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="),
     ("PAPERKEY__SECRETS__SIGNING_KEY", "QEFCQ0RFRkdISUpLTE1OT1BRUlNUVVZXWFlaW1xdXl8="),
@@ -79,20 +79,12 @@ impl Installation {
         storage: &Storage,
         settings: &[(&'static str, String)],
     ) -> Result<Self> {
-        let mut environment = settings.to_vec();
-        if let Storage::Postgres { url, .. } = storage {
-            environment.push(("PAPERKEY__DATABASE__URL", url.clone()));
-            environment.extend(KEYS.map(|(name, key)| (name, key.to_owned())));
-            let migrated = Command::new(binary)
-                .args(["migrate", "up"])
-                .envs(environment.iter().map(|(name, value)| (name, value)))
-                .stdout(Stdio::null())
-                .status()?;
-            if !migrated.success() {
-                return Err("the schema could not be made".into());
-            }
-        }
-        Self::launch(binary, Layout::AllInOne, &environment).await
+        Self::launch(binary, Layout::AllInOne, &prepared(binary, storage, settings)?).await
+    }
+
+    /// Each part a process of its own, on a storage of one's own.
+    pub(crate) async fn start_fleet(binary: &Path, storage: &Storage) -> Result<Self> {
+        Self::launch(binary, Layout::Processes, &prepared(binary, storage, &[])?).await
     }
 
     async fn launch(binary: &Path, layout: Layout, environment: &[(&'static str, String)]) -> Result<Self> {
@@ -182,6 +174,28 @@ impl Installation {
         }
         Ok(serde_json::from_slice(&bytes)?)
     }
+}
+
+/// The settings of an installation on that storage, whose schema is made.
+fn prepared(
+    binary: &Path,
+    storage: &Storage,
+    settings: &[(&'static str, String)],
+) -> Result<Vec<(&'static str, String)>> {
+    let mut environment = settings.to_vec();
+    if let Storage::Postgres { url, .. } = storage {
+        environment.push(("PAPERKEY__DATABASE__URL", url.clone()));
+        environment.extend(KEYS.map(|(name, key)| (name, key.to_owned())));
+        let migrated = Command::new(binary)
+            .args(["migrate", "up"])
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .stdout(Stdio::null())
+            .status()?;
+        if !migrated.success() {
+            return Err("the schema could not be made".into());
+        }
+    }
+    Ok(environment)
 }
 
 impl Drop for Installation {

@@ -5,7 +5,12 @@
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, StatusCode, Uri, header::USER_AGENT};
-use paperkey_kit::{audit::AuditSink, clock::Clock};
+use paperkey_kit::{
+    audit::AuditSink,
+    clock::Clock,
+    shed::Place,
+    telemetry::{self, Span},
+};
 use paperkey_proto::{
     Error,
     auth::v1::{AuditCall, AuditRecord},
@@ -14,10 +19,13 @@ use paperkey_proto::{
     principal::v1::Principal,
 };
 
-use crate::session::Outcome;
+use crate::{
+    figures::{self, Running, Way},
+    session::Outcome,
+};
 
 /// What is recorded of a call whose caller did not wait for the answer: nginx's word for it.
-const GONE: u16 = 499;
+pub(crate) const GONE: u16 = 499;
 
 /// What of a caller's text is recorded at most.
 const MAX_TEXT: usize = 1_024;
@@ -64,7 +72,15 @@ pub(crate) struct Call {
     pub(crate) error: Option<(&'static str, StatusCode)>,
     /// Nothing of it is recorded or counted: it is no call of the API.
     pub(crate) aside: bool,
+    /// Its place among those that are answered at a time; none before it has one.
+    pub(crate) place: Option<Place>,
+    /// How it came.
+    pub(crate) way: Way,
+    /// Its span, where it is recorded.
+    pub(crate) span: Span,
     audit: Option<Arc<AuditSink>>,
+    /// What it is counted by, unless it was lent.
+    running: Option<Running>,
     clock: Clock,
     at_ms: i64,
     started: Instant,
@@ -83,7 +99,9 @@ impl Call {
         audit: Option<Arc<AuditSink>>,
     ) -> Self {
         Self {
+            way: Way::default(),
             audit,
+            running: Some(figures::begins()),
             clock: clock.clone(),
             request_id,
             client,
@@ -95,8 +113,10 @@ impl Call {
             session: Outcome::default(),
             error: None,
             aside: false,
+            place: None,
             at_ms: clock.now_ms(),
             started: clock.monotonic(),
+            span: Span::default(),
             verb: Some(request.method().clone()),
             uri: request.uri().clone(),
             user_agent: request.headers().get(USER_AGENT).cloned(),
@@ -129,10 +149,14 @@ impl Call {
             session: self.session,
             error: self.error,
             aside: self.aside,
+            place: None,
+            way: self.way,
             audit: None,
+            running: None,
             clock: self.clock.clone(),
             at_ms: self.at_ms,
             started: self.started,
+            span: std::mem::take(&mut self.span),
             verb: self.verb.clone(),
             uri: self.uri.clone(),
             user_agent: self.user_agent.clone(),
@@ -142,6 +166,8 @@ impl Call {
     /// Takes back what was lent, with all that was learnt of it.
     pub(crate) fn take_back(&mut self, mut lent: Self) {
         lent.audit = self.audit.take();
+        lent.place = self.place.take();
+        lent.running = self.running.take();
         *self = lent;
     }
 
@@ -151,15 +177,53 @@ impl Call {
         self.record(status.as_u16());
     }
 
+    /// Says of its span what it was. Who reads traces is no reader of records: of what the caller has sent, only the verb
+    /// is told.
+    fn describe(&mut self, status: u16) {
+        let mut span = std::mem::take(&mut self.span);
+        if !span.is_recorded() {
+            return;
+        }
+        if let Some(verb) = &self.verb {
+            span.set("http.request.method", || telemetry::verb(verb));
+        }
+        span.set("paperkey.request_id", || self.request_id.clone());
+        if self.aside {
+            return;
+        }
+        span.set("http.response.status_code", || i64::from(status));
+        if let Some(method) = &self.method {
+            span.set("rpc.method", || method.path.trim_start_matches('/').to_owned());
+        }
+        if !self.team_id().is_empty() {
+            span.set("paperkey.team_id", || self.team_id().to_owned());
+        }
+        if let Some((code, _)) = self.error {
+            span.set("paperkey.error_code", || code);
+        }
+        if status >= 500 {
+            span.failed(|| self.error.map_or("5xx", |(code, _)| code).into());
+        }
+    }
+
     fn record(&mut self, status: u16) {
-        let Some(audit) = self.audit.take().filter(|_| !self.aside) else { return };
+        self.describe(status);
+        let (audit, running) = (self.audit.take(), self.running.take());
+        if self.aside || (audit.is_none() && running.is_none()) {
+            return;
+        }
+        let duration = self.clock.monotonic().saturating_duration_since(self.started);
+        if let Some(running) = running {
+            let code = self.error.map(|(code, _)| code);
+            running.ends((self.method.as_deref(), self.way, &self.uri), status, code, duration);
+        }
+        let Some(audit) = audit else { return };
         let principal = self.principal.as_deref();
         let kind = principal.map_or(Caller::Anyone, Principal::kind);
         let text = |text: &str| match text.char_indices().nth(MAX_TEXT) {
             Some((end, _)) => text[..end].to_owned(),
             None => text.to_owned(),
         };
-        let duration = self.clock.monotonic().saturating_duration_since(self.started);
         let record = AuditRecord {
             at_ms: self.at_ms,
             team_id: self.team_id().to_owned(),

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, stream};
+use futures_util::stream;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method as Verb, Request, Response, Version,
     header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, FORWARDED, HOST, TE, TRANSFER_ENCODING},
@@ -26,6 +26,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use paperkey_kit::{
     principal::{Caller, REQUEST_ID_HEADER, nobody},
+    ready::Health,
     reflection,
     service::Rpcs,
 };
@@ -59,6 +60,9 @@ const MAX_DRAINED_BYTES: usize = 65_536;
 /// And for how long.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Less than any call takes. A service would be asked only to be told at once that nobody waits any more.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(10);
+
 /// What the paths of health begin with.
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
@@ -88,16 +92,9 @@ pub(crate) fn dialect(headers: &HeaderMap) -> Dialect {
 }
 
 /// The services of the gateway itself: health and reflection.
-pub(crate) fn own_services(table: &Table) -> Result<Rpcs, GatewayError> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let mut services: Vec<&str> = table.rpcs().map(|rpc| rpc.method.service.as_str()).collect();
-    services.sort_unstable();
-    services.dedup();
-    for service in &services {
-        // Nobody else holds the reporter's lock yet, so this is ready at once.
-        reporter.set_service_status(*service, tonic_health::ServingStatus::Serving).now_or_never();
-    }
-    Ok(reflection::add_to(Rpcs::new(health), |path| table.rpc(path).is_some())?)
+pub(crate) fn own_services(table: &Table) -> Result<(Health, Rpcs), GatewayError> {
+    let (health, rpcs) = Health::new(table.rpcs().map(|rpc| rpc.method.service.as_str()));
+    Ok((health, reflection::add_to(rpcs, |path| table.rpc(path).is_some())?))
 }
 
 /// Answers a gRPC-Web call.
@@ -193,6 +190,8 @@ async fn pass(
         return Err(Error::new(Reason::MethodNotAllowed).with_message("No such method"));
     };
     call.method = Some(Arc::clone(&rpc.method));
+    call.span.name(|| rpc.method.path.trim_start_matches('/').to_owned());
+    call.span.set("rpc.system.name", || "grpc");
     let arrival = Arrival {
         rpc,
         accepted: rpc.accepted,
@@ -202,12 +201,19 @@ async fn pass(
         uri: &head.uri,
         sessions: &gateway.sessions,
     };
-    gateway.must_be_seen(call).await?;
+    gateway.must_be_seen(rpc.errand(), Some(rpc.owner()), call).await?;
     gateway.gate.admit(&arrival, call).await.map_err(|refusal| *refusal.error)?;
     once::must_not_be_asked_for(&head.headers, rpc)?;
     let holder = if rpc.is_stream() { Holder::of(&gateway.gate, &arrival, call)? } else { None };
 
-    let timeout = asked_timeout(&head.headers).map_or(gateway.call_timeout, |asked| asked.min(gateway.call_timeout));
+    let asked = asked_timeout(&head.headers);
+    if asked.is_some_and(|asked| asked < SHORTEST_TIMEOUT) {
+        if rpc.rate_field.is_some() {
+            gateway.gate.count(rpc, None, call).await.map_err(|refusal| *refusal.error)?;
+        }
+        return Err(Error::new(Reason::Deadline));
+    }
+    let timeout = asked.map_or(gateway.call_timeout, |asked| asked.min(gateway.call_timeout));
     let overflow = Arc::new(AtomicBool::new(false));
     let left = rpc.max_body_bytes + FRAME_HEADER_BYTES;
     let body = unread.take().unwrap_or_default();
@@ -218,14 +224,20 @@ async fn pass(
         once: None,
     };
     // Messages are looked into only where something is decided by what they say.
-    let body = if rpc.rate_field.is_some() || once::is_asked_for(&head.headers, rpc) {
-        let read = tokio::time::timeout(timeout, body.collect()).await.map_err(|_| Error::new(Reason::Deadline));
-        let frame = read.and_then(|read| match read {
+    let is_looked_into = rpc.rate_field.is_some() || once::is_asked_for(&head.headers, rpc);
+    let body = if is_looked_into || !rpc.is_stream() {
+        let read = gateway.gate.read(rpc, tokio::time::timeout(timeout, body.collect()), call).await?;
+        let frame = read.map_err(|_| Error::new(Reason::Deadline)).and_then(|read| match read {
             Ok(read) => Ok(read.to_bytes()),
             Err(_) if overflow.load(Ordering::Relaxed) => Err(edge::too_large(rpc.max_body_bytes)),
             Err(_) => Err(Error::malformed("The request was cut off")),
         });
-        let frame = frame.and_then(|frame| message_in(&frame).map(|_| ()).map(|()| frame));
+        let frame = frame.and_then(|frame| {
+            if is_looked_into {
+                message_in(&frame)?;
+            }
+            Ok(frame)
+        });
         if let Some(number) = rpc.rate_field {
             let message = frame.as_ref().ok().and_then(|frame| frame.get(FRAME_HEADER_BYTES..));
             let field = message.map(|message| bytes_of(message, number)).transpose();
@@ -235,7 +247,10 @@ async fn pass(
             field?;
         }
         let frame = frame?;
-        caller.once = once::of_call(&arrival, call.principal.as_deref(), &frame).map_err(|refusal| *refusal.error)?;
+        if is_looked_into {
+            caller.once =
+                once::of_call(&arrival, call.principal.as_deref(), &frame).map_err(|refusal| *refusal.error)?;
+        }
         tonic::body::Body::new(Full::new(frame))
     } else {
         tonic::body::Body::new(body)
@@ -266,7 +281,8 @@ async fn pass(
         call.failed(&error);
     } else if rpc.is_stream() {
         let shutdown = gateway.shutdown.clone().filter(|_| rpc.answers == Answers::Lines);
-        return Ok(response.map(|body| streams::ended_with(body, holder, shutdown, true)));
+        let place = call.place.take();
+        return Ok(response.map(|body| streams::ended_with(body, holder, shutdown, place, true)));
     } else if call.session != Outcome::Shown {
         let settled = tokio::time::timeout_at(deadline, settled(gateway, response, call)).await;
         return settled.map_err(|_| Error::new(Reason::Deadline))?;
@@ -311,6 +327,10 @@ fn strip(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     for name in ["x-api-key", "keep-alive", "proxy-authorization", "proxy-connection", "upgrade", "origin", "referer"] {
+        headers.remove(name);
+    }
+    // The trace that the call is a part of goes on by our own word.
+    for name in ["traceparent", "tracestate", "baggage"] {
         headers.remove(name);
     }
 }

@@ -18,6 +18,7 @@ mod credentials;
 mod doors;
 mod edge;
 mod envelope;
+mod figures;
 mod grpc;
 mod json;
 mod limits;
@@ -54,8 +55,11 @@ use paperkey_kit::{
     meters::Meters,
     policy::Guarded,
     principal::{REQUEST_ID_HEADER, Signer},
+    ready::Health,
     service::Rpcs,
+    shed::{Errand, Places},
     shutdown::Shutdown,
+    telemetry::{self, Span},
 };
 use paperkey_proto::{
     Contract, Error, errors::v1::Reason, gateway::v1::key_verification_service_server::KeyVerificationServiceServer,
@@ -66,6 +70,7 @@ pub use body::Body;
 use call::Call;
 use doors::{Answered, Doors};
 use envelope::{Refusal, Teller, asks_for_problem};
+use figures::Way;
 use grpc::Dialect;
 use limits::Limits;
 use pages::Pages;
@@ -91,6 +96,9 @@ pub struct GatewayConfig {
     pub public_url_is_configured: bool,
     /// The networks of proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// The networks of peers whose traces are gone on with. A proxy is none because it is a proxy: most pass on what
+    /// strangers say.
+    pub trusted_parents: Vec<IpNet>,
     /// Whether browsers of any origin may call the paths that take keys.
     pub cors_any_origin: bool,
     /// How long a call to a service may take, in milliseconds.
@@ -127,6 +135,8 @@ pub struct GatewayDeps {
     pub incidents: Option<Arc<Incidents>>,
     /// Tells it of the end of the process, at which streams end. Without it they end with their connections.
     pub shutdown: Option<Shutdown>,
+    /// How much it does at a time. Without it there is no bound.
+    pub places: Option<Places>,
 }
 
 impl std::fmt::Debug for GatewayDeps {
@@ -181,6 +191,7 @@ struct Inner {
     pages: Pages,
     doors: Doors,
     own_services: Rpcs,
+    health: Health,
     meters: Meters,
     audit: Option<Arc<AuditSink>>,
     shutdown: Option<Shutdown>,
@@ -191,9 +202,20 @@ struct Inner {
 impl Gateway {
     /// A gateway. Fails where a public method could not be served, or would be served without limit.
     pub fn new(mut config: GatewayConfig, deps: GatewayDeps) -> Result<Self, GatewayError> {
-        let GatewayDeps { channels, authenticator, signer, clock, limiter, subjects, audit, incidents, shutdown } =
-            deps;
+        let GatewayDeps {
+            channels,
+            authenticator,
+            signer,
+            clock,
+            limiter,
+            subjects,
+            audit,
+            incidents,
+            shutdown,
+            places,
+        } = deps;
         let contract = Contract::get();
+        figures::publish();
         config.public_url.truncate(config.public_url.trim_end_matches('/').len());
         let auth = channels.get("auth").ok_or_else(|| GatewayError::NoChannel("auth".to_owned()))?;
         let meters = Meters::new(auth, OWNER, signer.clone(), clock.clone());
@@ -212,10 +234,13 @@ impl Gateway {
             tiers: Arc::clone(&config.tiers),
             incidents,
             billing_url: config.billing_url.clone(),
+            places,
         };
+        let (health, own_services) = grpc::own_services(&table)?;
         Ok(Self(Arc::new(Inner {
             contract,
-            own_services: grpc::own_services(&table)?,
+            own_services,
+            health,
             pages: Pages::new(&config),
             doors: Doors::new(contract, &config)?,
             table,
@@ -231,6 +256,11 @@ impl Gateway {
             grpc_timeout: rest::grpc_timeout(call_timeout),
             config,
         })))
+    }
+
+    /// What it says of its health over gRPC.
+    pub fn health(&self) -> Health {
+        self.0.health.clone()
     }
 
     /// Answers one request that came from that socket.
@@ -253,10 +283,29 @@ impl Inner {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let request_id = ids::new_id("req", &self.clock);
+        let is_trusted = edge::is_trusted(peer.ip(), &self.config.trusted_parents);
+        let (scope, span) = telemetry::arrive(&request_id, request.headers(), is_trusted);
+        scope.within(self.answer(request, peer, request_id, span)).await
+    }
+
+    async fn answer<B>(
+        self: Arc<Self>,
+        request: Request<B>,
+        peer: SocketAddr,
+        request_id: String,
+        mut span: Span,
+    ) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let gateway = &self;
-        let request_id = ids::new_id("req", &gateway.clock);
+        // Until it is known what is called.
+        span.name(|| telemetry::verb(request.method()).to_owned());
         let client = edge::client_address(request.headers(), peer, &gateway.config.trusted_proxies);
         let mut call = Call::new(&request, client, request_id, &gateway.clock, gateway.audit.clone());
+        call.span = span;
         let version = request.version();
         // Only routes read a body.
         let mut unread = !request.body().is_end_stream();
@@ -266,9 +315,16 @@ impl Inner {
         } else {
             grpc::dialect(request.headers())
         };
+        call.way = match dialect {
+            Dialect::Grpc => Way::Grpc,
+            Dialect::GrpcWeb | Dialect::UnknownWeb => Way::GrpcWeb,
+            Dialect::Rest if gateway.doors.leads_through(request.uri().path()) => Way::Door,
+            Dialect::Rest => Way::Path,
+        };
         let mut response = match dialect {
             Dialect::Grpc if request.uri().path().starts_with(doors::envoy::SERVICE) => {
                 call.is_grpc();
+                call.way = Way::Door;
                 let request = request.map(tonic::body::Body::new);
                 let response = Box::pin(doors::envoy::answer(gateway, request, peer, &mut call)).await;
                 return gateway.conclude(Some(call), response.map(Body::from));
@@ -348,8 +404,16 @@ impl Inner {
         response
     }
 
-    /// Refuses to act where nobody would learn of it. That is not the caller's doing, and does not count.
-    async fn must_be_seen(&self, call: &mut Call) -> Result<(), Error> {
+    /// Refuses to act where there is no place to, or nobody would learn of it. The latter is not the caller's doing, and
+    /// does not count.
+    async fn must_be_seen(&self, errand: Errand, service: Option<&str>, call: &mut Call) -> Result<(), Error> {
+        if let Err(full) = self.gate.make_room(errand, service, call) {
+            // Whoever has too much to do asks nobody else.
+            if self.gate.limits.is_known_here() {
+                self.gate.look_at_stranger(call).await;
+            }
+            return Err(full);
+        }
         if self.audit.as_ref().is_none_or(|audit| audit.is_open()) {
             return Ok(());
         }

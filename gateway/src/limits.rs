@@ -25,7 +25,11 @@ use paperkey_proto::{
     principal::v1::Principal,
 };
 
-use crate::{GatewayError, call::Told};
+use crate::{
+    GatewayError,
+    call::Told,
+    figures::{self, Decision},
+};
 
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
@@ -169,9 +173,25 @@ impl Limits {
         }
     }
 
+    async fn judged(&self, claims: &[Claim]) -> Verdict {
+        let verdict = self.limiter.check(claims).await;
+        match &verdict {
+            Verdict::Passed(_) => claims.iter().for_each(|claim| figures::decided(claim.class, Decision::Allowed)),
+            Verdict::Refused(refused) => {
+                let decision = if refused.store_is_gone { Decision::Closed } else { Decision::Refused };
+                let class = refused.standings.get(refused.by).map(|standing| standing.class);
+                // Where the store is gone, nothing says which of them is closed.
+                if let Some(class) = class.or_else(|| claims.first().map(|claim| claim.class)) {
+                    figures::decided(class, decision);
+                }
+            }
+        }
+        verdict
+    }
+
     /// Counts a call, and tells its caller where it stands.
     pub(crate) async fn count(&self, claims: &[Claim], told: &mut Told) -> Result<(), Error> {
-        match self.limiter.check(claims).await {
+        match self.judged(claims).await {
             Verdict::Passed(receipt) => {
                 self.tell(&receipt.standings, told);
                 Ok(())
@@ -181,6 +201,11 @@ impl Limits {
                 Err(refusal(&refused))
             }
         }
+    }
+
+    /// Whether where somebody stands is known here, without asking a store.
+    pub(crate) fn is_known_here(&self) -> bool {
+        matches!(&*self.limiter, Limiter::Memory(_))
     }
 
     /// Tells a caller where it stands, without counting the call.
@@ -194,7 +219,7 @@ impl Limits {
 
     /// Counts a call of a key that is verified for somebody else.
     pub(crate) async fn check(&self, claim: Claim) -> Verdict {
-        self.limiter.check(&[claim]).await
+        self.judged(&[claim]).await
     }
 
     /// Where a key stands, without counting anything.

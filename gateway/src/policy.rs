@@ -4,7 +4,7 @@
 //! of caller that a surface does not know are turned away as if they were strangers. Where people are served, their
 //! session may also come in a [cookie](crate::session); where none are, a cookie is not looked at.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{future::poll_fn, net::IpAddr, pin::pin, sync::Arc, task::Poll};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header::AUTHORIZATION};
 use ipnet::IpNet;
@@ -14,6 +14,7 @@ use paperkey_kit::{
     config::Tiers,
     incidents::Incidents,
     policy::{authorize, named_tenant},
+    shed::{Errand, Places},
     token::TokenKind,
     values::rfc3339,
 };
@@ -92,6 +93,7 @@ pub(crate) struct Gate {
     pub(crate) tiers: Arc<Tiers>,
     pub(crate) incidents: Option<Arc<Incidents>>,
     pub(crate) billing_url: Option<String>,
+    pub(crate) places: Option<Places>,
 }
 
 /// Why somebody does not pass, and what the attempt counts as.
@@ -126,8 +128,34 @@ impl Gate {
         Ok(self.limits.count(&claims, &mut call.told).await?)
     }
 
+    /// Finds a place for a call that leads to a service or to none, before anything is spent on it. One for which there is
+    /// none is not recorded: whoever makes more calls than can be answered would fill the record with them.
+    pub(crate) fn make_room(&self, errand: Errand, service: Option<&str>, call: &mut Call) -> Result<(), Error> {
+        let Some(places) = self.places.as_ref().filter(|_| call.place.is_none()) else { return Ok(()) };
+        let place = places.take_towards(errand, service).inspect_err(|_| call.aside = true)?;
+        call.place = Some(place);
+        Ok(())
+    }
+
+    /// Reads what a call sends. Where that has not all come, the call gives its place back until it has: whoever sends
+    /// slowly would keep others from being answered, and has not been counted yet where it counts by what it sends.
+    pub(crate) async fn read<F: Future>(&self, rpc: &Rpc, reading: F, call: &mut Call) -> Result<F::Output, Error> {
+        let mut reading = pin!(reading);
+        if let Poll::Ready(read) = poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await {
+            return Ok(read);
+        }
+        let Some(places) = &self.places else { return Ok(reading.await) };
+        call.place = None;
+        let sender = places.wait_for(call.client).inspect_err(|_| call.aside = true)?;
+        let read = reading.await;
+        drop(sender);
+        self.make_room(rpc.errand(), Some(rpc.owner()), call)?;
+        Ok(read)
+    }
+
     /// Counts a call that leads nowhere.
     pub(crate) async fn count_stray(&self, call: &mut Call) -> Result<(), Error> {
+        self.make_room(Errand::Call, None, call)?;
         self.limits.count(&self.limits.claims_of_stranger(call.client), &mut call.told).await
     }
 

@@ -15,7 +15,10 @@ use http::{
     request::Parts as Head,
 };
 use http_body_util::{BodyExt as _, Full};
-use paperkey_kit::principal::{Caller, nobody};
+use paperkey_kit::{
+    principal::{Caller, nobody},
+    telemetry,
+};
 use paperkey_proto::{Error, errors::v1::Reason};
 use tonic::Status;
 
@@ -81,7 +84,9 @@ where
         .as_ref()
         .err()
         .is_some_and(|refusal| matches!(refusal.error.reason(), Reason::BodyTooLarge | Reason::Deadline));
-    let unread = cut_off || unread.is_some_and(|body| !body.is_end_stream());
+    // Begun to be read, and given up where there was nobody to wait for the rest.
+    let given_up = outcome.is_err() && unread.is_none() && gateway.gate.places.is_some() && call.place.is_none();
+    let unread = cut_off || given_up || unread.is_some_and(|body| !body.is_end_stream());
     let mut response = outcome.unwrap_or_else(|refusal| {
         call.failed(&refusal.error);
         let teller = Teller {
@@ -124,6 +129,8 @@ where
     let rpc = &route.rpc;
     let options = &route.surface.options;
     call.method = Some(rpc.method.clone());
+    call.span.name(|| format!("{} {}", telemetry::verb(&head.method), route.template));
+    call.span.set("http.route", || route.template.clone());
     call.resources = variables.iter().map(|(_, value)| (*value).to_owned()).collect();
     let team = route.team.and_then(|at| variables.get(at)).map(|(_, team)| *team);
     call.team = team.map(str::to_owned);
@@ -136,13 +143,14 @@ where
         uri: &head.uri,
         sessions: &gateway.sessions,
     };
-    gateway.must_be_seen(call).await?;
+    gateway.must_be_seen(rpc.errand(), Some(rpc.owner()), call).await?;
     gateway.gate.admit(&arrival, call).await?;
     if rpc.is_stream() {
         return stream(gateway, route, variables, &arrival, head, body, call).await;
     }
 
-    let frame = message(gateway, route, variables, head, body).await;
+    let reading = message(gateway, route, variables, head, body);
+    let frame = gateway.gate.read(rpc, reading, call).await?;
     if let Some(number) = rpc.rate_field {
         let message = frame.as_ref().ok().and_then(|frame| frame.get(FRAME_HEADER_BYTES..));
         let field = message.map(|message| bytes_of(message, number)).transpose()?.flatten();
@@ -157,7 +165,7 @@ where
     let once = once::of_call(&arrival, call.principal.as_deref(), &frame)?;
     let caller =
         Caller { principal: call.principal.clone().unwrap_or_else(nobody), request_id: call.request_id.clone(), once };
-    let answering = exchange(gateway, rpc, frame, caller, &head.headers, call);
+    let answering = exchange(gateway, rpc, frame, caller, call);
     let answered = tokio::time::timeout(gateway.call_timeout, answering);
     let message = answered.await.map_err(|_| Error::new(Reason::Deadline))??;
     let message = gateway.sessions.settle(message, call, gateway.clock.now_ms())?;
@@ -172,7 +180,7 @@ async fn stream<B>(
     arrival: &Arrival<'_>,
     head: &Head,
     body: &mut Option<B>,
-    call: &Call,
+    call: &mut Call,
 ) -> Result<Response<Body>, Refusal>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -193,7 +201,7 @@ where
     let principal = call.principal.clone().unwrap_or_else(nobody);
     let caller = Caller { principal, request_id: call.request_id.clone(), once: None };
     let answering = async {
-        let request = request(rpc, body, &head.headers);
+        let request = request(rpc, body);
         let response = rpc.channel.call_as(caller, &gateway.signer, request).await;
         let response = response.map_err(|status| Error::from_status(&status))?;
         match rpc.answers {
@@ -217,8 +225,9 @@ where
     })?;
     let holder = Holder::of(&gateway.gate, arrival, call)?;
     let shutdown = gateway.shutdown.clone().filter(|_| rpc.answers == Answers::Lines);
+    let place = call.place.take();
     Ok(response.map(|body| {
-        let body = streams::ended_with(body, holder, shutdown, false);
+        let body = streams::ended_with(body, holder, shutdown, place, false);
         // Many clients read nothing before they have sent everything.
         let is_upload = rpc.body_field.is_some();
         Body::from(if is_upload { pieces::taken_ahead(body, gateway.call_timeout * SLOWNESS) } else { body })
@@ -282,7 +291,7 @@ where
 }
 
 /// What a service is asked.
-fn request(rpc: &Rpc, body: tonic::body::Body, incoming: &HeaderMap) -> Request<tonic::body::Body> {
+fn request(rpc: &Rpc, body: tonic::body::Body) -> Request<tonic::body::Body> {
     let mut request = Request::new(body);
     *request.method_mut() = Verb::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -290,22 +299,12 @@ fn request(rpc: &Rpc, body: tonic::body::Body, incoming: &HeaderMap) -> Request<
     let headers = request.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(TE, HeaderValue::from_static("trailers"));
-    if let Some(parent) = incoming.get("traceparent").filter(|parent| parent.len() <= 64) {
-        headers.insert("traceparent", parent.clone());
-    }
     request
 }
 
 /// Calls a method with the bytes of a frame, and answers with those of its message.
-async fn exchange(
-    gateway: &Inner,
-    rpc: &Rpc,
-    frame: Vec<u8>,
-    caller: Caller,
-    incoming: &HeaderMap,
-    call: &mut Call,
-) -> Result<Bytes, Error> {
-    let mut request = request(rpc, tonic::body::Body::new(Full::new(Bytes::from(frame))), incoming);
+async fn exchange(gateway: &Inner, rpc: &Rpc, frame: Vec<u8>, caller: Caller, call: &mut Call) -> Result<Bytes, Error> {
+    let mut request = request(rpc, tonic::body::Body::new(Full::new(Bytes::from(frame))));
     request.headers_mut().insert("grpc-timeout", gateway.grpc_timeout.clone());
     let response = rpc.channel.call_as(caller, &gateway.signer, request).await;
     let response = response.map_err(|status| Error::from_status(&status))?;

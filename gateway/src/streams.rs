@@ -18,6 +18,7 @@ use http_body::{Frame, SizeHint};
 use paperkey_kit::{
     policy::{authorize, named_tenant},
     secrets::Secret,
+    shed::Place,
     shutdown::Shutdown,
 };
 use paperkey_proto::{
@@ -101,12 +102,20 @@ impl Holder {
 pub(crate) struct Stream {
     body: Body,
     ending: Option<Ending>,
+    /// Its place among the streams that last at a time.
+    place: Option<Place>,
     /// Whether the end is told in trailers, as gRPC has it; otherwise the body breaks off.
     trailers: bool,
 }
 
 /// Puts the two reasons to end before an answer.
-pub(crate) fn ended_with(body: Body, holder: Option<Holder>, shutdown: Option<Shutdown>, trailers: bool) -> Body {
+pub(crate) fn ended_with(
+    body: Body,
+    holder: Option<Holder>,
+    shutdown: Option<Shutdown>,
+    place: Option<Place>,
+    trailers: bool,
+) -> Body {
     let ending: Ending = Box::pin(async move {
         let refused = async {
             match holder {
@@ -125,7 +134,7 @@ pub(crate) fn ended_with(body: Body, holder: Option<Holder>, shutdown: Option<Sh
             () = over => Ok(()),
         }
     });
-    Body::new(Stream { body, ending: Some(ending), trailers })
+    Body::new(Stream { body, ending: Some(ending), place, trailers })
 }
 
 impl Stream {
@@ -156,12 +165,12 @@ impl http_body::Body for Stream {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Some(ending) = &mut self.ending else { return Poll::Ready(None) };
         if let Poll::Ready(why) = ending.as_mut().poll(context) {
-            self.ending = None;
+            (self.ending, self.place) = (None, None);
             return Poll::Ready(self.end(why));
         }
         let polled = Pin::new(&mut self.body).poll_frame(context);
         if let Poll::Ready(None | Some(Err(_))) = polled {
-            self.ending = None;
+            (self.ending, self.place) = (None, None);
         }
         polled
     }

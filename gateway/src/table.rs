@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use http::{HeaderValue, Method as Verb, StatusCode, Uri};
-use paperkey_kit::channel::Channel;
+use paperkey_kit::{channel::Channel, shed::Errand};
 use paperkey_proto::{
     Contract,
     contract::{Method, SurfaceEntry},
@@ -96,6 +96,16 @@ impl Rpc {
     pub(crate) fn is_stream(&self) -> bool {
         self.body_field.is_some() || matches!(self.answers, Answers::Body | Answers::Lines)
     }
+
+    /// The service that its calls lead to.
+    pub(crate) fn owner(&self) -> &str {
+        &self.method.owner
+    }
+
+    /// What a place is taken for by a call of it.
+    pub(crate) fn errand(&self) -> Errand {
+        if self.is_stream() { Errand::Stream } else { Errand::Call }
+    }
 }
 
 /// A REST route.
@@ -110,6 +120,8 @@ pub(crate) struct RestRoute {
     /// Which of the variables names the team that the call is for.
     pub(crate) team: Option<usize>,
     pub(crate) body: bool,
+    /// The path as the contract writes it, with names for what varies.
+    pub(crate) template: String,
     /// The parameter of the query by which it is told from another route of the same path and verb.
     on_query: Option<&'static str>,
 }
@@ -194,6 +206,7 @@ impl Table {
                     variables,
                     team: route.variables.iter().position(|name| name == TEAM_VARIABLE),
                     body: route.body,
+                    template: route.template.clone(),
                     on_query: contract.method(&method.path).and_then(|method| method.on_query()),
                 };
                 let template = numbered(&route.template);

@@ -24,6 +24,7 @@ use paperkey_kit::{
     principal::{Caller as Verified, Signer},
     secrets::Keyring,
     service::Rpcs,
+    shed::Places,
 };
 use paperkey_proto::{
     Error,
@@ -42,6 +43,8 @@ use tower::Service;
 
 #[path = "gateway/limits.rs"]
 mod limits;
+#[path = "gateway/places.rs"]
+mod places;
 #[path = "gateway/sessions.rs"]
 mod sessions;
 
@@ -278,6 +281,10 @@ fn house() -> House {
 }
 
 fn house_with(change: impl FnOnce(&mut GatewayConfig)) -> House {
+    house_of_places(None, change)
+}
+
+fn house_of_places(places: Option<Places>, change: impl FnOnce(&mut GatewayConfig)) -> House {
     let (clock, hand) = Clock::manual(NOW_MS);
     let signer = Signer::new(&Keyring::for_tests(), clock.clone());
     let seen = Seen::default();
@@ -294,6 +301,7 @@ fn house_with(change: impl FnOnce(&mut GatewayConfig)) -> House {
         public_url: "https://keys.example/".into(),
         public_url_is_configured: true,
         trusted_proxies: Vec::new(),
+        trusted_parents: Vec::new(),
         cors_any_origin: false,
         call_timeout_ms: 10_000,
         upstreams: Vec::new(),
@@ -313,6 +321,7 @@ fn house_with(change: impl FnOnce(&mut GatewayConfig)) -> House {
         audit: None,
         incidents: None,
         shutdown: None,
+        places,
     };
     House { gateway: Gateway::new(config, deps).unwrap(), seen, hand }
 }
@@ -785,7 +794,8 @@ async fn health_and_reflection_need_no_credential() {
     let mut health = HealthClient::new(Wire(house.gateway.clone()));
     for service in ["", "paperkey.catalog.v1.CatalogService"] {
         let asked = HealthCheckRequest { service: service.into() };
-        assert_eq!(health.check(asked).await.unwrap().into_inner().status, 1, "{service}");
+        let known = health.check(asked).await.unwrap().into_inner().status;
+        assert_eq!(known, 2, "{service}: nobody has looked yet whether it serves");
     }
     let asked = HealthCheckRequest { service: "paperkey.auth.v1.CredentialService".into() };
     assert_eq!(health.check(asked).await.unwrap_err().code(), tonic::Code::NotFound);

@@ -214,6 +214,7 @@ fn house() -> House {
         public_url: "https://keys.example/".into(),
         public_url_is_configured: true,
         trusted_proxies: Vec::new(),
+        trusted_parents: Vec::new(),
         cors_any_origin: false,
         call_timeout_ms: 10_000,
         upstreams: Vec::new(),
@@ -232,6 +233,7 @@ fn house() -> House {
         audit: None,
         incidents: None,
         shutdown: Some(ending),
+        places: None,
     };
     House { gateway: Gateway::new(config, deps).unwrap(), doorman, events, shutdown }
 }

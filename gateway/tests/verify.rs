@@ -95,6 +95,7 @@ impl House {
             public_url: "https://keys.example".into(),
             public_url_is_configured: true,
             trusted_proxies: Vec::new(),
+            trusted_parents: Vec::new(),
             cors_any_origin: false,
             call_timeout_ms: 10_000,
             version: "1.2.3",
@@ -115,6 +116,7 @@ impl House {
             audit: None,
             incidents: None,
             shutdown: None,
+            places: None,
         };
         let gateway = Gateway::new(config, deps).unwrap();
         let house = Self { gateway, doorman };

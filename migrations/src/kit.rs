@@ -3,7 +3,7 @@
 
 use sea_orm_migration::{
     MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
-    sea_orm::{ConnectionTrait as _, DbErr},
+    sea_orm::{ConnectionTrait as _, DbBackend, DbErr},
     sea_query::{Index, IndexCreateStatement, Table, TableCreateStatement},
 };
 
@@ -11,7 +11,7 @@ use crate::columns::{bytes, integer, numbered, optional_text, text};
 
 /// The migrations with which every service's list begins.
 pub fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-    vec![Box::new(Tables), Box::new(Audit), Box::new(KeptKeys)]
+    vec![Box::new(Tables), Box::new(Audit), Box::new(KeptKeys), Box::new(WaitingAudit)]
 }
 
 /// Only these tables: for tests of the storage layer.
@@ -110,6 +110,41 @@ impl MigrationTrait for KeptKeys {
 
     /// What is kept cannot be derived again once the master key has changed, and the release before does not mind it.
     async fn down(&self, _manager: &SchemaManager) -> Result<(), DbErr> {
+        Ok(())
+    }
+}
+
+/// So that the oldest entries that wait for auth are found however many wait. SQLite has the number of a row in each of
+/// its indexes, and needs no other. On PostgreSQL it is built while others write, which cannot be within a transaction; so
+/// what a migrator that died has left is built anew.
+struct WaitingAudit;
+
+impl MigrationName for WaitingAudit {
+    fn name(&self) -> &'static str {
+        "kit_0004_waiting_audit"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for WaitingAudit {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        self.down(manager).await?;
+        if manager.get_database_backend() == DbBackend::Postgres {
+            let create = "CREATE INDEX CONCURRENTLY audit_entries_waiting ON audit_entries (id) WHERE batch IS NULL";
+            manager.get_connection().execute_unprepared(create).await?;
+        }
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        if manager.get_database_backend() == DbBackend::Postgres {
+            let drop = "DROP INDEX CONCURRENTLY IF EXISTS audit_entries_waiting";
+            manager.get_connection().execute_unprepared(drop).await?;
+        }
         Ok(())
     }
 }

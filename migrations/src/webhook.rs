@@ -5,7 +5,7 @@
 
 use sea_orm_migration::{
     MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
-    sea_orm::{ConnectionTrait as _, DbErr},
+    sea_orm::{ConnectionTrait as _, DbBackend, DbErr},
     sea_query::{Index, IndexCreateStatement, Table, TableCreateStatement},
 };
 
@@ -24,6 +24,8 @@ impl MigratorTrait for Migrator {
         all.push(Box::new(Tables));
         all.push(Box::new(Teams));
         all.push(Box::new(Replays));
+        all.push(Box::new(Paused));
+        all.push(Box::new(Traces));
         all
     }
 }
@@ -159,6 +161,62 @@ impl MigrationTrait for Replays {
             manager.alter_table(Table::alter().table(table).drop_column(column).take()).await?;
         }
         Ok(())
+    }
+}
+
+/// An index over the endpoints that are paused, which are few and are counted. On PostgreSQL it is built while others
+/// write, which no transaction can do; what a migrator that died has left is built anew.
+struct Paused;
+
+impl MigrationName for Paused {
+    fn name(&self) -> &'static str {
+        "webhook_0004_paused"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Paused {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        self.down(manager).await?;
+        let index =
+            format!("CREATE INDEX {}endpoints_paused ON endpoints (id) WHERE status = 'paused'", concurrently(manager));
+        manager.get_connection().execute_unprepared(&index).await?;
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let index = format!("DROP INDEX {}IF EXISTS endpoints_paused", concurrently(manager));
+        manager.get_connection().execute_unprepared(&index).await?;
+        Ok(())
+    }
+}
+
+fn concurrently(manager: &SchemaManager) -> &'static str {
+    if manager.get_database_backend() == DbBackend::Postgres { "CONCURRENTLY " } else { "" }
+}
+
+/// The trace in which an event happened, where it is recorded: what is sent of it, however late, is a part of that.
+struct Traces;
+
+impl MigrationName for Traces {
+    fn name(&self) -> &'static str {
+        "webhook_0005_traces"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Traces {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let add = Table::alter().table("events").add_column(optional_text("traceparent")).take();
+        manager.alter_table(add).await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.alter_table(Table::alter().table("events").drop_column("traceparent").take()).await
     }
 }
 

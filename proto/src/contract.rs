@@ -16,6 +16,7 @@ use prost_reflect::{
     DescriptorPool, DynamicMessage, EnumDescriptor, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor,
     MethodDescriptor, ServiceDescriptor,
 };
+use prost_types::method_options::IdempotencyLevel;
 
 use crate::{
     DESCRIPTORS,
@@ -56,6 +57,8 @@ pub struct Contract {
 /// One rpc, with all that the contract says of it.
 #[derive(Debug)]
 pub struct Method {
+    /// Its place in the order of the contract.
+    pub number: usize,
     /// The path of the rpc, such as `/paperkey.catalog.v1.CatalogService/GetProduct`.
     pub path: String,
     /// The full name of its service.
@@ -74,6 +77,21 @@ pub struct Method {
     pub routes: Vec<Route>,
     /// The number of the field of its answer that is a session.
     pub session_field: Option<u32>,
+    /// What happens if it is called twice.
+    pub repeats: Repeats,
+    /// Whether either side sends more than one message.
+    pub streams: bool,
+}
+
+/// What happens if a call is made twice: `idempotency_level` of protobuf itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    /// Nobody says that it may be.
+    Unknown,
+    /// It changes nothing, however often it is made.
+    ChangesNothing,
+    /// A second one changes nothing more.
+    ChangesNothingMore,
 }
 
 /// A REST route of a method.
@@ -202,6 +220,11 @@ impl Method {
         Some(self.policy.on_query.as_str()).filter(|parameter| !parameter.is_empty())
     }
 
+    /// Whether a second call does nothing that the first has not done, whoever makes it.
+    pub fn may_repeat(&self) -> bool {
+        self.repeats != Repeats::Unknown
+    }
+
     /// Whether its answer is a body of its own instead of a message in JSON.
     pub fn answers_with_a_body(&self) -> bool {
         let output = self.descriptor.output();
@@ -298,7 +321,15 @@ impl Reader<'_> {
         };
         let routes = self.routes(contract, &path, &descriptor);
         let session_field = self.session_field(&path, &descriptor);
+        let options = descriptor.method_descriptor_proto().options.as_ref();
         let method = Method {
+            number: contract.methods.len(),
+            repeats: match options.map(prost_types::MethodOptions::idempotency_level) {
+                Some(IdempotencyLevel::NoSideEffects) => Repeats::ChangesNothing,
+                Some(IdempotencyLevel::Idempotent) => Repeats::ChangesNothingMore,
+                Some(IdempotencyLevel::IdempotencyUnknown) | None => Repeats::Unknown,
+            },
+            streams: descriptor.is_client_streaming() || descriptor.is_server_streaming(),
             owner: service.full_name().split('.').nth(1).unwrap_or_default().to_owned(),
             service: service.full_name().to_owned(),
             callers: policy.callers().collect(),
@@ -347,7 +378,17 @@ impl Reader<'_> {
             require(!matches!(policy.tenant(), Tenant::Caller | Tenant::Any), "touches a team's data without a scope");
             require(!policy.owner_only, "is for Owners only, and has no scope");
         }
-        let streams = method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
+        let streams = method.streams;
+        let reads = method.repeats == Repeats::ChangesNothing;
+        require(!method.is_read() || reads, "is read over REST (GET), and does not say NO_SIDE_EFFECTS");
+        require(
+            !reads || method.routes.iter().all(|route| route.verb == http::Method::GET),
+            "says NO_SIDE_EFFECTS, and is not read over REST (GET)",
+        );
+        require(
+            !reads || !method.scope.is_some_and(|scope| contract.scope_writes(scope)),
+            "says NO_SIDE_EFFECTS, and has a scope that writes",
+        );
         require(
             method.routes.is_empty() || !method.descriptor.is_client_streaming() || method.body_field().is_some(),
             "takes a stream and has a REST route, but its requests are no pieces of a body (data)",

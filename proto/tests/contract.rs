@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs, path::Path};
 
 use paperkey_proto::{
     Contract, DESCRIPTORS,
-    contract::pool,
+    contract::{Repeats, pool},
     error,
     errors::v1::Reason,
     options::v1::{Caller, Surface},
@@ -29,10 +29,11 @@ const GOOD_POLICY: &str = "callers: [CALLER_ACCOUNT] scope: SCOPE_PRODUCTS_READ 
                            rate_classes: [RATE_CLASS_PER_IP] visibility: VISIBILITY_PUBLIC";
 
 fn method(name: &str, http: &str, policy: &str) -> String {
+    let repeats = if http.starts_with("get:") { "option idempotency_level = NO_SIDE_EFFECTS;" } else { "" };
     let http = if http.is_empty() { String::new() } else { format!("option (google.api.http) = {{{http}}};") };
     let policy =
         if policy.is_empty() { String::new() } else { format!("option (paperkey.options.v1.policy) = {{{policy}}};") };
-    format!("rpc {name}(Request) returns (Response) {{ {http} {policy} }}")
+    format!("rpc {name}(Request) returns (Response) {{ {http} {repeats} {policy} }}")
 }
 
 fn problems_of(methods: &[String]) -> Vec<String> {
@@ -187,6 +188,37 @@ fn every_post_that_changes_something_for_a_credential_takes_an_idempotency_key()
         let expected = posts && !streams && !never_again && !method.serves(Caller::Anyone);
         assert_eq!(method.policy.idempotent, expected, "{}", method.path);
     }
+}
+
+#[test]
+fn what_reads_says_so_and_what_changes_something_does_not() {
+    let silent = method("GetThing", "get: \"/products/{id}\"", GOOD_POLICY).replace("NO_SIDE_EFFECTS", "IDEMPOTENT");
+    assert_refused(&[silent], "does not say NO_SIDE_EFFECTS");
+    let posted = method("GetThing", "get: \"/products/{id}\"", GOOD_POLICY).replace("{get:", "{body: \"*\" post:");
+    assert_refused(&[posted], "says NO_SIDE_EFFECTS, and is not read over REST");
+    let writes = GOOD_POLICY.replace("PRODUCTS_READ", "PRODUCTS_WRITE");
+    let writes = method("GetThing", "get: \"/products/{id}\"", &writes);
+    assert_refused(&[writes], "says NO_SIDE_EFFECTS, and has a scope that writes");
+}
+
+/// Whatever else is sent again when an answer is lost needs a reason in its comment, and to be counted here.
+#[test]
+fn what_may_be_sent_again_is_known() {
+    let methods = Contract::get().methods().iter();
+    let idempotent: HashSet<&str> = methods
+        .filter(|method| method.repeats == Repeats::ChangesNothingMore)
+        .map(|method| method.descriptor.name())
+        .collect();
+    let expected = [
+        "Authenticate",
+        "RecordKeyUses",
+        "ConsumeUnits",
+        "RefundUnits",
+        "RecordAudit",
+        "IngestEvents",
+        "ValidateLicense",
+    ];
+    assert_eq!(idempotent, HashSet::from(expected));
 }
 
 #[test]

@@ -68,6 +68,10 @@ pub struct Settings {
     pub environment: Vec<(&'static str, String)>,
     /// Whether there is a second licensing process and a second gateway that talks to it. Fleets only.
     pub two_licensings: bool,
+    /// Which binary its processes are started by; the one beside the tests where absent.
+    pub binary: Option<PathBuf>,
+    /// Whether the processes of a fleet reach each other over HTTPS. With what certificates, the environment says.
+    pub https: bool,
 }
 
 /// A running installation. It ends, and its data goes, when this value goes.
@@ -79,6 +83,8 @@ pub struct Installation {
     environment: Vec<(String, String)>,
     keys: Option<[String; 3]>,
     system_key: OnceCell<String>,
+    /// By which processes are started from now on.
+    binary: Option<PathBuf>,
     // The processes end before their database and their folder do: fields go in this order.
     database: Option<PostgresDatabase>,
     folder: TempDir,
@@ -112,6 +118,16 @@ impl Installation {
         install
     }
 
+    /// Everything in one process, on what a backup of another one holds.
+    pub async fn restored(backup: &Path) -> Self {
+        let mut install = Self::empty(Kind::AllInOne, None, &Settings::default());
+        install.add(SERVE, localhost(0), Vec::new());
+        let backup = backup.to_str().expect("temporary folders have plain names");
+        install.command(&["restore", backup], "").await.succeeded();
+        install.start(SERVE).await.unwrap_or_else(|wrote| panic!("the restored installation did not start:\n{wrote}"));
+        install
+    }
+
     /// Five processes on PostgreSQL; `None` where there is no PostgreSQL.
     pub async fn fleet() -> Option<Self> {
         Self::fleet_with(Settings::default()).await
@@ -128,7 +144,7 @@ impl Installation {
         let mut install = Self::empty(Kind::Fleet, Some(database), &settings);
         install.command(&["migrate", "up"], "").await.succeeded();
         for _ in 0..TRIES {
-            match install.start_fleet(settings.two_licensings).await {
+            match install.start_fleet(&settings).await {
                 Ok(()) => return Some(install),
                 Err(wrote) if wrote.contains("cannot listen on") => install.members.clear(),
                 Err(wrote) => panic!("the fleet did not start:\n{wrote}"),
@@ -164,6 +180,7 @@ impl Installation {
             environment,
             keys,
             system_key: OnceCell::new(),
+            binary: settings.binary.clone(),
             database,
             folder,
         }
@@ -173,16 +190,17 @@ impl Installation {
         self.members.insert(name.to_owned(), Member { process: None, listen, extra, at: None });
     }
 
-    async fn start_fleet(&mut self, two_licensings: bool) -> Result<(), String> {
+    async fn start_fleet(&mut self, settings: &Settings) -> Result<(), String> {
         let mut services: Vec<&str> = SERVICES.to_vec();
         let mut gateways = vec![("gateway", "licensing")];
-        if two_licensings {
+        if settings.two_licensings {
             services.push("licensing-2");
             gateways.push(("gateway-2", "licensing-2"));
         }
         let ports: BTreeMap<&str, SocketAddr> =
             services.iter().chain(gateways.iter().map(|(name, _)| name)).map(|name| (*name, free_port())).collect();
-        let at = |name: &str| format!("http://{}", ports[name]);
+        let scheme = if settings.https { "https" } else { "http" };
+        let at = |name: &str| format!("{scheme}://{}", ports[name]);
         let ways = |licensing: &str| {
             SERVICES
                 .iter()
@@ -245,7 +263,9 @@ impl Installation {
         let listen = member.listen.to_string();
         let data = data.to_str().expect("temporary folders have plain names");
         let arguments = [part, "--listen", &listen, "--ops-listen", "127.0.0.1:0", "--data", data];
-        member.process = Some(Process::start(name, process::command(&arguments, &environment, self.folder.path())));
+        let binary = self.binary.clone().unwrap_or_else(process::binary);
+        let command = process::command_of(&binary, &arguments, &environment, self.folder.path());
+        member.process = Some(Process::start(name, command));
     }
 
     async fn await_start(&mut self, name: &str) -> Result<(), String> {
@@ -264,6 +284,12 @@ impl Installation {
     pub fn set(&mut self, name: &str, value: &str) {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Starts processes by another binary from now on; by the one beside the tests where there is none. Commands are always
+    /// of that.
+    pub fn start_by(&mut self, binary: Option<&Path>) {
+        self.binary = binary.map(Path::to_owned);
     }
 
     /// Kills a process as `kill -9` does.
@@ -329,6 +355,11 @@ impl Installation {
         format!("http://{}", self.at(name).listening)
     }
 
+    /// The address at which a process listens.
+    pub fn address_of(&self, name: &str) -> SocketAddr {
+        self.at(name).listening
+    }
+
     /// A client of the public, without a credential.
     pub fn api(&self) -> Api {
         Api::new(&self.url())
@@ -341,7 +372,12 @@ impl Installation {
 
     /// A client of a process's operations listener.
     pub fn operations(&self, name: &str) -> Api {
-        Api::of_operations(&format!("http://{}", self.at(name).operations))
+        Api::of_operations(&self.operations_url(name))
+    }
+
+    /// Where a process's operations listener is.
+    pub fn operations_url(&self, name: &str) -> String {
+        format!("http://{}", self.at(name).operations)
     }
 
     /// Registers somebody new.
@@ -358,6 +394,15 @@ impl Installation {
     /// Runs a command of the binary on this installation's data.
     pub async fn command(&self, arguments: &[&str], input: &str) -> Ended {
         process::run(self.prepared(arguments), input).await
+    }
+
+    /// The same, of the binary that its processes are started by.
+    pub async fn own_command(&self, arguments: &[&str]) -> Ended {
+        let data = self.data().to_str().expect("temporary folders have plain names").to_owned();
+        let mut all = arguments.to_vec();
+        all.extend(["--data", &data]);
+        let binary = self.binary.clone().unwrap_or_else(process::binary);
+        process::run(process::command_of(&binary, &all, &self.environment, self.folder.path()), "").await
     }
 
     /// A command of the binary on this installation's data, not yet run.

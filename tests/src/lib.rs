@@ -8,8 +8,12 @@
 //! `CI=true` it fails instead.
 
 pub mod api;
+pub mod balancer;
 pub mod browser;
+pub mod collector;
+pub mod collector_metrics;
 mod database;
+pub mod deploy;
 pub mod echo;
 pub mod envelope;
 pub mod grpc;
@@ -17,19 +21,26 @@ pub mod holders;
 pub mod http1;
 pub mod installation;
 pub mod leaks;
+pub mod local_fleet;
+pub mod metrics;
 pub mod people;
 pub mod process;
 pub mod proxy;
 pub mod receiver;
 pub mod redis;
 pub mod reference;
+pub mod schema;
 pub mod stand_in;
+pub mod tls;
 pub mod verifiers;
 pub mod wait;
 
 pub use api::{Answer, Api};
+pub use balancer::Balancer;
+pub use collector::Collector;
 pub use echo::Echo;
 pub use installation::{Installation, Kind, Settings};
+pub use local_fleet::LocalFleet;
 pub use people::{Account, License, Product};
 pub use proxy::Proxy;
 pub use receiver::Receiver;

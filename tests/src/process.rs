@@ -84,9 +84,42 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// The variable that names the binary of the release before this one.
+const PREVIOUS: &str = "PAPERKEY_TEST_PREVIOUS";
+
+/// The binary of the release before this one; `None`, and a loud line, where there is none.
+#[expect(clippy::print_stderr, reason = "a skipped test must be seen in the output of the tests")]
+pub fn previous_binary() -> Option<PathBuf> {
+    match std::env::var_os(PREVIOUS) {
+        // A tree without history has none, which is not its fault.
+        Some(none) if none == "none" => {}
+        Some(path) => {
+            let path = PathBuf::from(path);
+            assert!(path.is_file(), "{PREVIOUS} names {}, which is not there", path.display());
+            return Some(path);
+        }
+        None => {
+            let skips = std::env::var("CI").as_deref() != Ok("true");
+            assert!(skips, "{PREVIOUS} is not set, and a skipped test is a failure here");
+        }
+    }
+    eprintln!("*** {PREVIOUS} names no release before this one: this test of an upgrade was SKIPPED ***");
+    None
+}
+
 /// A command of the binary, in an environment that holds nothing of ours but what is given.
 pub fn command<A: AsRef<OsStr>>(arguments: &[A], environment: &[(String, String)], folder: &Path) -> Command {
-    let mut command = Command::new(binary());
+    command_of(&binary(), arguments, environment, folder)
+}
+
+/// The same, of another binary.
+pub fn command_of<A: AsRef<OsStr>>(
+    binary: &Path,
+    arguments: &[A],
+    environment: &[(String, String)],
+    folder: &Path,
+) -> Command {
+    let mut command = Command::new(binary);
     command
         .args(arguments)
         .env_clear()

@@ -118,7 +118,7 @@ impl Kind {
 
     /// The program; Debian puts nginx where only root looks for programs.
     #[expect(clippy::print_stderr, reason = "whoever runs the tests must see what was not tested")]
-    fn program(self) -> Option<PathBuf> {
+    pub(crate) fn program(self) -> Option<PathBuf> {
         let path = env::var_os("PATH").unwrap_or_default();
         let folders = env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
         let found = folders.map(|folder| folder.join(self.name())).find(|program| program.is_file());
@@ -133,7 +133,7 @@ impl Kind {
 
 /// Replaces what must be there.
 #[track_caller]
-fn replaced(text: &str, from: &str, to: &str) -> String {
+pub(crate) fn replaced(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "the example has no {from:?} any more");
     text.replace(from, to)
 }

@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, request::Parts as Head};
-use paperkey_kit::config::Tiers;
+use paperkey_kit::{config::Tiers, telemetry};
 use paperkey_proto::{Error, errors::v1::Reason};
 
 use super::{COST, Terms, TermsRead, identity, is_read, judge};
@@ -57,6 +57,8 @@ pub(crate) async fn answer(
     peer: SocketAddr,
     call: &mut Call,
 ) -> Response<Body> {
+    call.span.name(|| format!("{} {PATH}", telemetry::verb(&head.method)));
+    call.span.set("http.route", || PATH);
     let (question, fault) = Question::read(head.uri.query(), &gateway.config.tiers);
     let trusted = gateway.trusts(peer);
     let writes = if trusted { writes(&head.headers) } else { None };

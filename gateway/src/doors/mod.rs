@@ -22,6 +22,7 @@ use paperkey_kit::{
     meters::Taken,
     policy::{holds, role_allows},
     principal::mode_word,
+    shed::Errand,
     values::rfc3339,
 };
 use paperkey_proto::{
@@ -226,7 +227,7 @@ async fn judge(
     writes: Option<bool>,
     call: &mut Call,
 ) -> Result<Arc<Principal>, Refusal> {
-    gateway.must_be_seen(call).await?;
+    gateway.must_be_seen(Errand::Call, None, call).await?;
     let principal = gateway.gate.identify(headers, gateway.doors.accepted, client, call).await?;
     let principal = principal.ok_or_else(|| Refusal::from(Error::unauthenticated()))?;
     may(&principal, terms.scope, writes).map_err(|error| Refusal { credential_sent: true, ..error.into() })?;

@@ -226,6 +226,7 @@ mod tests {
             public_url: "https://keys.example".into(),
             public_url_is_configured: true,
             trusted_proxies: Vec::new(),
+            trusted_parents: Vec::new(),
             cors_any_origin: false,
             call_timeout_ms: 1_000,
             upstreams: Vec::new(),

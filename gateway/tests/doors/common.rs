@@ -86,6 +86,7 @@ pub(crate) fn gateway_with(change: impl FnOnce(&mut GatewayConfig)) -> Result<Ga
         public_url: "https://keys.example/".into(),
         public_url_is_configured: true,
         trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+        trusted_parents: Vec::new(),
         cors_any_origin: false,
         call_timeout_ms: 10_000,
         upstreams: Vec::new(),
@@ -105,6 +106,7 @@ pub(crate) fn gateway_with(change: impl FnOnce(&mut GatewayConfig)) -> Result<Ga
         audit: None,
         incidents: None,
         shutdown: None,
+        places: None,
     };
     Gateway::new(config, deps)
 }

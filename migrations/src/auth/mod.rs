@@ -7,6 +7,7 @@ mod alerts;
 mod audit;
 mod days;
 mod quotas;
+mod upkeep;
 
 use sea_orm_migration::{
     MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
@@ -33,6 +34,7 @@ impl MigratorTrait for Migrator {
         all.push(Box::new(audit::Audit));
         all.push(Box::new(alerts::Alerts));
         all.push(Box::new(days::Days));
+        all.push(Box::new(upkeep::Upkeep));
         all
     }
 }

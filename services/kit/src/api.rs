@@ -21,11 +21,7 @@ use tonic::{
 };
 use tower::Service;
 
-use crate::{
-    channel::{Exchange, send},
-    principal::REQUEST_ID_HEADER,
-    secrets::Secret,
-};
+use crate::{channel::Exchange, principal::REQUEST_ID_HEADER, secrets::Secret};
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,6 +121,18 @@ impl Service<Request<Body>> for Api {
         }
         Box::pin(send(self.channel.clone(), request))
     }
+}
+
+async fn send(mut channel: transport::Channel, request: Request<Body>) -> Result<Response<Body>, Status> {
+    std::future::poll_fn(|context| channel.poll_ready(context)).await.map_err(|error| cut_off(&error))?;
+    channel.call(request).await.map_err(|error| cut_off(&error))
+}
+
+/// What a transport says of itself is "transport error"; why stands behind it.
+fn cut_off(error: &transport::Error) -> Status {
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+    Error::unavailable(text).into()
 }
 
 /// Why a call to the API failed, in one line: what is wrong, with which fields, and in which request.

@@ -15,7 +15,7 @@ use std::{
     collections::{HashMap, hash_map},
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -35,11 +35,12 @@ use tonic::Status;
 
 use crate::{
     cache::{Epochs, Tick, VersionedCache},
-    changes,
+    changes::{self, bell::Rhythm},
     channel::{Channel, ServiceChannel},
     clock::Clock,
     principal::Signer,
     shutdown::Shutdown,
+    telemetry::{self, metrics::Counter},
     token::TokenKind,
     uses::{KeyUses, minute_of},
 };
@@ -51,11 +52,16 @@ const MAX_QUESTIONS: usize = 4_096;
 /// Longer than any credential of ours.
 const MAX_CREDENTIAL_BYTES: usize = 4_096;
 /// How often auth is asked for changes.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How old, in milliseconds, what was learned may be before it is no longer trusted.
 const TRUSTED_FOR_MS: i64 = 900;
 /// How long auth may take to answer before it counts as not there.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long, in milliseconds, auth may be silent before it counts as not there. All processes hear the same silence, so
+/// whoever left out those that hear it would soon leave out all of them; what needs nobody's credential still works.
+const SILENT_FOR_MS: i64 = 30_000;
+/// The question of what has changed, which nothing may keep waiting.
+pub(crate) const FEED: &str = "/paperkey.auth.v1.CredentialService/ListChanges";
 /// How often a verdict is asked for that changes overtake.
 const MAX_TRIES: usize = 3;
 /// How long a refusal is kept, in milliseconds.
@@ -99,6 +105,19 @@ pub struct Judgements {
     pub malformed: u64,
 }
 
+/// How well a process keeps up with what changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Feed {
+    /// Questions of what has changed that were answered.
+    pub answered: u64,
+    /// Questions that were not.
+    pub failed: u64,
+    /// How long ago the last one began that was answered to its end; since the start, where none was.
+    pub age: Duration,
+    /// Credentials that are remembered.
+    pub entries: usize,
+}
+
 /// What questions share with those who wait for their answers.
 struct Memory {
     client: CredentialServiceClient<ServiceChannel>,
@@ -109,6 +128,12 @@ struct Memory {
     clock: Clock,
     /// When the last answered question about changes was asked, in boot time: how far the cache may be trusted.
     asked_ms: AtomicI64,
+    /// Whether auth did not answer when it was asked last.
+    is_deaf: AtomicBool,
+    /// When it was made, in boot time.
+    made_ms: i64,
+    polls: Counter,
+    failed_polls: Counter,
     lookups: AtomicU64,
     hits: AtomicU64,
     malformed: AtomicU64,
@@ -167,8 +192,12 @@ impl CachedAuthenticator {
             cache: VersionedCache::new(CAPACITY),
             questions: Mutex::default(),
             epochs,
+            made_ms: clock.boot_ms(),
             clock,
+            polls: Counter::new(),
+            failed_polls: Counter::new(),
             asked_ms: AtomicI64::new(NEVER),
+            is_deaf: AtomicBool::new(false),
             lookups: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
@@ -182,13 +211,33 @@ impl CachedAuthenticator {
         Judgements { lookups: read(lookups), hits: read(hits), malformed: read(malformed) }
     }
 
+    /// How well this process keeps up with what changes.
+    pub fn feed(&self) -> Feed {
+        let Memory { clock, asked_ms, made_ms, polls, failed_polls, cache, .. } = &*self.0;
+        let asked_ms = asked_ms.load(Ordering::SeqCst).max(*made_ms);
+        let age_ms = u64::try_from(clock.boot_ms().saturating_sub(asked_ms)).unwrap_or(0);
+        Feed {
+            answered: polls.get(),
+            failed: failed_polls.get(),
+            age: Duration::from_millis(age_ms),
+            entries: cache.len(),
+        }
+    }
+
     /// The uses of keys that were noted here.
     pub fn uses(&self) -> &Arc<KeyUses> {
         &self.0.uses
     }
 
-    /// Learns of changes until shut down.
-    pub async fn watch(self: Arc<Self>, mut shutdown: Shutdown) {
+    /// Whether auth has ever said what has changed, and has not been silent for long since. Until it has, nobody can be
+    /// let in; how old what is known is, [`Self::feed`] tells long before.
+    pub fn hears_auth(&self) -> bool {
+        let asked_ms = self.0.asked_ms.load(Ordering::SeqCst);
+        asked_ms != NEVER && self.0.clock.boot_ms() - asked_ms <= SILENT_FOR_MS
+    }
+
+    /// Learns of changes until shut down. A rhythm slower than [`POLL_INTERVAL`] would let nothing be trusted for long.
+    pub async fn watch(self: Arc<Self>, mut rhythm: Rhythm, mut shutdown: Shutdown) {
         let mut since = -1;
         while !shutdown.has_come() {
             // A full page may not be the last.
@@ -196,7 +245,7 @@ impl CachedAuthenticator {
                 continue;
             }
             tokio::select! {
-                () = tokio::time::sleep(POLL_INTERVAL) => {}
+                () = rhythm.next() => {}
                 () = shutdown.wait() => return,
             }
         }
@@ -214,10 +263,17 @@ impl Memory {
         {
             Ok(answer) => answer.into_inner(),
             Err(status) => {
-                tracing::warn!(code = ?status.code(), "auth does not answer what has changed");
+                self.failed_polls.inc();
+                if !self.is_deaf.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(code = ?status.code(), "auth does not answer what has changed, and is asked on");
+                }
                 return false;
             }
         };
+        self.polls.inc();
+        if self.is_deaf.swap(false, Ordering::Relaxed) {
+            tracing::info!("auth answers again what has changed");
+        }
         if answer.gap || *since < 0 {
             self.epochs.bump_all();
         }
@@ -325,10 +381,10 @@ impl Memory {
         };
         let asked = Asked { memory: Arc::clone(self), key, began };
         // On its own, so that one who goes away takes nobody else's answer along.
-        tokio::spawn(async move {
+        tokio::spawn(telemetry::carried(async move {
             let answer = asked.answer(request).await;
             sender.send_replace(Some(answer));
-        });
+        }));
         Ok(answer)
     }
 }

@@ -7,10 +7,16 @@
 
 use std::{
     hash::{BuildHasher as _, Hash},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use parking_lot::Mutex;
 use quick_cache::{DefaultHashBuilder, sync::Cache};
+
+use crate::telemetry::metrics::Counter;
 
 /// Subjects share this many counters; two that share one only cost each other a reload.
 const STRIPES: usize = 16_384;
@@ -82,6 +88,22 @@ impl Epochs {
 #[derive(Debug)]
 pub struct VersionedCache<K, V> {
     entries: Cache<K, Entry<V>>,
+    counts: Option<Arc<Counts>>,
+}
+
+/// How often a cache was asked.
+#[derive(Debug, Default)]
+struct Counts {
+    hits: Counter,
+    misses: Counter,
+}
+
+/// The caches of this process that have a name: few, and known when it starts.
+static NAMED: Mutex<Vec<(&'static str, Arc<Counts>)>> = Mutex::new(Vec::new());
+
+/// The caches of this process that have a name, how often they knew the answer, and how often they did not.
+pub fn counts() -> Vec<(&'static str, u64, u64)> {
+    NAMED.lock().iter().map(|(name, counts)| (*name, counts.hits.get(), counts.misses.get())).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -94,11 +116,34 @@ struct Entry<V> {
 impl<K: Eq + Hash, V: Clone> VersionedCache<K, V> {
     /// Holds at most about so many entries.
     pub fn new(capacity: usize) -> Self {
-        Self { entries: Cache::new(capacity) }
+        Self { entries: Cache::new(capacity), counts: None }
+    }
+
+    /// The same, counted under a name. Caches of one name are counted together.
+    pub fn named(name: &'static str, capacity: usize) -> Self {
+        let mut named = NAMED.lock();
+        let known = named.iter().find(|(known, _)| *known == name).map(|(_, counts)| Arc::clone(counts));
+        let counts = known.unwrap_or_else(|| {
+            let counts = Arc::<Counts>::default();
+            named.push((name, Arc::clone(&counts)));
+            counts
+        });
+        Self { entries: Cache::new(capacity), counts: Some(counts) }
     }
 
     /// The value, if it is still good.
     pub fn get<Q>(&self, epochs: &Epochs, key: &Q) -> Option<V>
+    where
+        Q: Hash + quick_cache::Equivalent<K> + ?Sized,
+    {
+        let found = self.look_up(epochs, key);
+        if let Some(counts) = &self.counts {
+            if found.is_some() { counts.hits.inc() } else { counts.misses.inc() }
+        }
+        found
+    }
+
+    fn look_up<Q>(&self, epochs: &Epochs, key: &Q) -> Option<V>
     where
         Q: Hash + quick_cache::Equivalent<K> + ?Sized,
     {

@@ -6,8 +6,12 @@
 //! came after the number it knows. Old rows are forgotten, and a reader that
 //! slept through that learns so.
 //!
+//! The [`bell`] tells readers that there may be something new, where there is a Redis to tell it.
+//!
 //! Deliberately absent: any meaning of a subject. It is a string that its writer
 //! and its readers agree on.
+
+pub mod bell;
 
 use std::time::Duration;
 
@@ -38,11 +42,12 @@ pub enum Changes {
     },
 }
 
-/// What happened after `seq`. One statement, so one snapshot and one round trip.
+/// What happened after `seq`. One statement, so one snapshot and one round trip. It waits for no caller's job: where it
+/// came late, nobody could trust what is remembered any more, and all of them would ask at once.
 pub async fn changes_since(database: &Database, seq: i64) -> Result<Changes, DbError> {
     let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
     let rows = database
-        .read(move |reader| async move {
+        .read_vital(move |reader| async move {
             let statement = Statement::from_sql_and_values(
                 reader.get_database_backend(),
                 "SELECT c.seq AS latest_seq, c.pruned_seq AS pruned_seq, \

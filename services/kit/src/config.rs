@@ -1,11 +1,14 @@
 //! The configuration: defaults, under a file, under the environment.
 //!
 //! Unknown keys are refused, all problems are reported at once, and what is secret is never printed. A list in the
-//! environment is written as in TOML: `PAPERKEY__SERVER__TRUSTED_PROXIES='["10.0.0.0/8"]'`.
+//! environment is written as in TOML: `PAPERKEY__SERVER__TRUSTED_PROXIES='["10.0.0.0/8"]'`. With `__FILE` at its end a
+//! variable names a file that holds the value, as secrets are mounted: `PAPERKEY__SECRETS__MASTER_KEY__FILE`.
 
 use std::{
-    collections::BTreeMap,
-    env, fmt, fs,
+    collections::{BTreeMap, BTreeSet},
+    env, fmt,
+    fs::{self, File},
+    io::Read as _,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -28,6 +31,12 @@ pub use upstreams::Upstream;
 
 /// What environment variables of ours begin with.
 const ENV_PREFIX: &str = "PAPERKEY__";
+
+/// What ends the name of a variable whose value is in a file. No key is called so.
+const FILE_SUFFIX: &str = "__FILE";
+
+/// More than any one value has.
+const MAX_FILE_BYTES: u64 = 65_536;
 
 /// More problems than anyone reads at once.
 const MAX_PROBLEMS: usize = 100;
@@ -64,7 +73,9 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// The web page and its accounts.
     pub dashboard: Dashboard,
-    /// Logs.
+    /// Certificates: of the public listener, and between processes.
+    pub tls: Tls,
+    /// Logs, traces and metrics.
     pub telemetry: Telemetry,
 }
 
@@ -88,6 +99,11 @@ pub struct Server {
     pub call_timeout_ms: u64,
     /// How long what is in flight may take after SIGTERM.
     pub shutdown_grace_ms: u64,
+    /// How long a process still takes new calls after SIGTERM, while it says that it is not ready: what balancers that ask
+    /// `/readyz` need to learn of it.
+    pub drain_delay_ms: u64,
+    /// Calls that are answered at a time. Those beyond are refused at once (503, `Retry-After`).
+    pub max_in_flight: usize,
 }
 
 impl Default for Server {
@@ -101,16 +117,26 @@ impl Default for Server {
             cors_any_origin: false,
             call_timeout_ms: 10_000,
             shutdown_grace_ms: 10_000,
+            drain_delay_ms: 0,
+            max_in_flight: 1_024,
         }
     }
 }
 
 /// Where data is kept.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Database {
     /// `sqlite:<folder>` or `postgres://…`; SQLite in the data folder where absent.
     pub url: Option<Secret>,
+    /// Connections that each service of a process opens at most (PostgreSQL), or readers of its file (SQLite).
+    pub max_connections: u32,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self { url: None, max_connections: 8 }
+    }
 }
 
 /// The installation's keys: 32 bytes each, in base64. Where absent, SQLite installations make and keep their own.
@@ -215,6 +241,7 @@ impl Default for Audit {
 #[serde(default)]
 pub struct Redis {
     /// `redis://…` or `rediss://…`, of a server or of any node of a cluster. Limits live in memory where absent.
+    /// Where it is there, changes are also heard of sooner.
     pub url: Option<Secret>,
     /// How many gateways there are at most. Without it they count each other while the store is there.
     pub gateways: Option<u32>,
@@ -247,7 +274,24 @@ pub enum Registration {
     Closed,
 }
 
-/// Logs.
+/// Certificates (PEM files), which are read again when they change.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Tls {
+    /// The certificate chain that the listener shows. Without it the listener speaks plain HTTP.
+    pub cert: Option<PathBuf>,
+    /// The key of that certificate.
+    pub key: Option<PathBuf>,
+    /// What the certificates of this installation's processes are signed by. A service then lets nobody in who shows none of
+    /// them, and services at `https://` are judged by it and not by the public authorities.
+    pub client_ca: Option<PathBuf>,
+    /// What is shown to other services, where `cert` is one for the public.
+    pub service_cert: Option<PathBuf>,
+    /// The key of that certificate.
+    pub service_key: Option<PathBuf>,
+}
+
+/// Logs, traces and metrics.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Telemetry {
@@ -255,11 +299,23 @@ pub struct Telemetry {
     pub log: LogFormat,
     /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,paperkey_webhook=debug`.
     pub log_level: String,
+    /// Where traces, metrics and logs are sent (OTLP over gRPC), such as `http://collector:4317`. Nowhere where absent.
+    pub otlp_endpoint: Option<String>,
+    /// Of the calls whose trace begins here, the part that is traced, from 0 to 1.
+    pub trace_sample_ratio: f64,
+    /// The networks of peers whose `traceparent` is gone on with, and whose word on recording counts.
+    pub trusted_parents: Vec<IpNet>,
 }
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { log: LogFormat::Text, log_level: "info,sea_orm_migration=warn".to_owned() }
+        Self {
+            log: LogFormat::Text,
+            log_level: "info,sea_orm_migration=warn".to_owned(),
+            otlp_endpoint: None,
+            trace_sample_ratio: 0.05,
+            trusted_parents: Vec::new(),
+        }
     }
 }
 
@@ -317,8 +373,16 @@ impl Config {
         let mut problems = Vec::new();
         let mut variables: Vec<_> = variables.filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
         variables.sort();
+        let given: BTreeSet<String> = variables.iter().map(|(name, _)| name.clone()).collect();
         for (name, value) in variables {
-            if let Err(problem) = overlay(&mut table, &name, &value) {
+            let put = match name.strip_suffix(FILE_SUFFIX) {
+                None => overlay(&mut table, &name, &value),
+                Some(key) if given.contains(key) => {
+                    Err(format!("{name} and {key} are both set: leave one of them out"))
+                }
+                Some(key) => from_file(&name, &value).and_then(|value| overlay(&mut table, key, &value)),
+            };
+            if let Err(problem) = put {
                 problems.push(problem);
             }
         }
@@ -338,10 +402,12 @@ impl Config {
                 SERVICES.contains(&name.as_str()),
                 &format!("services.{name} is unknown: the services are {}", SERVICES.join(", ")),
             );
-            let parsed = url.parse::<http::Uri>();
-            let dialable =
-                parsed.is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
-            require(dialable, &format!("services.{name} must be a URL such as http://10.0.0.7:7001"));
+            require(
+                url.split(',').all(|url| is_dialable(url.trim())),
+                &format!(
+                    "services.{name} must be a URL such as http://10.0.0.7:7001, or several with commas between them"
+                ),
+            );
         }
         if let Some(url) = &self.server.public_url {
             let parsed = url.parse::<http::Uri>();
@@ -427,6 +493,7 @@ impl Config {
             ("alerts.slack_webhook_url", self.alerts.slack_webhook_url.as_ref().map(Secret::expose), ["http", "https"]),
             ("redis.url", self.redis.url.as_ref().map(Secret::expose), ["redis", "rediss"]),
             ("billing.url", self.billing.url.as_deref(), ["http", "https"]),
+            ("telemetry.otlp_endpoint", self.telemetry.otlp_endpoint.as_deref(), ["http", "https"]),
         ] {
             let is_url = |url: &str| {
                 let uri = url.parse::<http::Uri>().ok();
@@ -434,6 +501,30 @@ impl Config {
             };
             require(url.is_none_or(is_url), &format!("{name} must be a URL that begins with {}://", schemes[1]));
         }
+        require(
+            (0.0..=1.0).contains(&self.telemetry.trace_sample_ratio),
+            "telemetry.trace_sample_ratio must be from 0 to 1",
+        );
+        require(self.server.drain_delay_ms <= 600_000, "server.drain_delay_ms must be at most 600000");
+        require(
+            (1..=1_000_000).contains(&self.server.max_in_flight),
+            "server.max_in_flight must be between 1 and 1000000",
+        );
+        require(
+            (1..=1_000).contains(&self.database.max_connections),
+            "database.max_connections must be between 1 and 1000",
+        );
+        let tls = &self.tls;
+        for (names, given) in [
+            ("tls.cert and tls.key", [&tls.cert, &tls.key]),
+            ("tls.service_cert and tls.service_key", [&tls.service_cert, &tls.service_key]),
+        ] {
+            require(given[0].is_some() == given[1].is_some(), &format!("{names} go together"));
+        }
+        require(
+            tls.client_ca.is_none() || tls.cert.is_some(),
+            "tls.client_ca goes with tls.cert and tls.key: processes show each other what they are",
+        );
         require(
             self.redis.gateways.is_none_or(|gateways| (1..=1_000).contains(&gateways)),
             "redis.gateways must be between 1 and 1000",
@@ -521,6 +612,22 @@ impl Config {
     }
 }
 
+/// What a file holds that a variable names. Its last line end is not part of the value.
+fn from_file(name: &str, path: &str) -> Result<String, String> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
+    match read {
+        Err(error) => Err(format!("{name} names {path}, which cannot be read: {error}")),
+        Ok(bytes) if bytes as u64 > MAX_FILE_BYTES => {
+            Err(format!("{name} names {path}, which holds more than {MAX_FILE_BYTES} bytes"))
+        }
+        Ok(_) => {
+            let value = text.strip_suffix('\n').unwrap_or(&text);
+            Ok(value.strip_suffix('\r').unwrap_or(value).to_owned())
+        }
+    }
+}
+
 /// Puts `PAPERKEY__SECTION__KEY=value` over what the file says.
 fn overlay(table: &mut Table, name: &str, value: &str) -> Result<(), String> {
     let path: Vec<String> = name.trim_start_matches(ENV_PREFIX).split("__").map(str::to_lowercase).collect();
@@ -596,6 +703,15 @@ fn remove(table: &mut Table, path: &str) -> bool {
     false
 }
 
+/// Whether a URL names a host and nothing more: gRPC knows no base path.
+fn is_dialable(url: &str) -> bool {
+    url.parse::<http::Uri>().is_ok_and(|uri| {
+        let is_bare = matches!(uri.path(), "" | "/") && uri.query().is_none();
+        let host = uri.host().is_some_and(|host| !host.is_empty());
+        is_bare && host && matches!(uri.scheme_str(), Some("http" | "https")) && !url.contains('@')
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -651,6 +767,65 @@ mod tests {
             let problems = problems.map(|problems| problems.to_string()).unwrap_or_default();
             assert_eq!(!problems.contains("max_in_flight_per_endpoint"), is_good, "{count}: {problems}");
         }
+    }
+
+    #[test]
+    fn a_value_may_stand_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let url = file("url", "postgres://paperkey:hunter2@db/paperkey\n");
+        let key = |byte: u8| BASE64.encode([byte; 32]);
+        let secrets = [file("master", &key(1)), file("pepper", &(key(2) + "\r\n")), file("signing", &(key(3) + "\n"))];
+        let proxies = file("proxies", "[\"10.0.0.0/8\"]\n");
+        let config = parse(
+            "[database]\nurl = \"sqlite:here\"",
+            &[
+                ("PAPERKEY__DATABASE__URL__FILE", &url),
+                ("PAPERKEY__SECRETS__MASTER_KEY__FILE", &secrets[0]),
+                ("PAPERKEY__SECRETS__PEPPER__FILE", &secrets[1]),
+                ("PAPERKEY__SECRETS__SIGNING_KEY__FILE", &secrets[2]),
+                ("PAPERKEY__SERVER__TRUSTED_PROXIES__FILE", &proxies),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.database.url.as_ref().unwrap().expose(), "postgres://paperkey:hunter2@db/paperkey");
+        assert_eq!(config.secrets.pepper.as_ref().unwrap().expose(), key(2));
+        assert_eq!(config.server.trusted_proxies.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_no_value_is_a_problem_that_repeats_nothing_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (long, bad) = (folder.path().join("long"), folder.path().join("bad"));
+        fs::write(&long, "hunter2 ".repeat(10_000)).unwrap();
+        fs::write(&bad, "hunter2").unwrap();
+        let nowhere = folder.path().join("nowhere");
+        let [long, bad, nowhere] = [&long, &bad, &nowhere].map(|path| path.to_str().unwrap());
+        let problems = parse(
+            "",
+            &[
+                ("PAPERKEY__DATABASE__URL__FILE", nowhere),
+                ("PAPERKEY__MAIL__FROM__FILE", long),
+                ("PAPERKEY__SECRETS__PREVIOUS_PEPPER__FILE", bad),
+                ("PAPERKEY__SERVER__LISTEN", "127.0.0.1:1"),
+                ("PAPERKEY__SERVER__LISTEN__FILE", bad),
+            ],
+        )
+        .unwrap_err()
+        .0;
+        for says in [
+            "PAPERKEY__DATABASE__URL__FILE names",
+            "which holds more than 65536 bytes",
+            "secrets.previous_pepper must be 32 bytes",
+            "PAPERKEY__SERVER__LISTEN__FILE and PAPERKEY__SERVER__LISTEN are both set",
+        ] {
+            assert!(problems.iter().any(|problem| problem.contains(says)), "{says}: {problems:?}");
+        }
+        assert!(!problems.join("\n").contains("hunter2"), "{problems:?}");
     }
 
     #[test]
@@ -723,6 +898,21 @@ mod tests {
         assert!(problems.0.iter().any(|problem| problem.contains("metre is unknown")), "{problems}");
         assert!(problems.0.iter().any(|problem| problem.contains("meter is named by no tier")), "{problems}");
         assert!(problems.0.iter().any(|problem| problem.contains("timeout_ms must be")), "{problems}");
+    }
+
+    #[test]
+    fn a_service_is_at_one_url_or_at_several() {
+        let with = |urls: &str| parse(&format!("[services]\nauth = \"{urls}\""), &[]);
+        for good in ["http://auth:7001", "https://auth", "http://10.0.0.7:7001, http://[::1]:7001/"] {
+            assert!(with(good).is_ok(), "{good}");
+        }
+        for bad in ["", "auth:7001", "http://a,", "http://a http://b", "http://a/b", "http://u:p@a", "http://a?b"] {
+            let problems = with(bad).unwrap_err();
+            assert!(
+                problems.0[0].starts_with("services.auth must be a URL") && !problems.0[0].contains("u:p"),
+                "{bad}"
+            );
+        }
     }
 
     #[test]

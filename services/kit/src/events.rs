@@ -21,6 +21,7 @@ use crate::{
     principal::{Signer, Tenant},
     secrets::{CannotOpen, Keyring, Purpose, Sealer},
     service::Worker,
+    telemetry::{self, Span, SpanKind},
 };
 
 /// A product was deleted: whoever keeps something of it, deletes that.
@@ -71,6 +72,7 @@ impl EventOutbox {
             product_id: product_id.to_owned(),
             created_at_ms: self.clock.now_ms(),
             data_json: data.to_string(),
+            traceparent: telemetry::traceparent(),
         };
         let plain = event.encode_to_vec();
         for target in targets {
@@ -111,6 +113,21 @@ impl EventOutbox {
     }
 }
 
+/// Begins a span for each event whose trace is recorded, in the trace in which the event happened, and lets whoever gets
+/// the events go on from there.
+pub fn pass_on(kind: &SpanKind, verb: &'static str, events: &mut [Event]) -> Vec<Span> {
+    let mut spans = Vec::new();
+    for event in events {
+        let mut span = telemetry::continued(&event.traceparent, kind.clone(), || format!("{verb} {}", event.topic));
+        if span.is_recorded() {
+            span.set("messaging.message.id", || event.id.clone());
+            event.traceparent = span.traceparent();
+            spans.push(span);
+        }
+    }
+    spans
+}
+
 struct EventSink<F> {
     sealer: Sealer,
     ingest: F,
@@ -128,7 +145,15 @@ where
         for row in batch {
             events.extend(self.open(row)?);
         }
-        (self.ingest)(events).await
+        // The one who takes them goes on from here: each event has a trace of its own.
+        let spans = pass_on(&SpanKind::Producer, "relay", &mut events);
+        let outcome = (self.ingest)(events).await;
+        for mut span in spans {
+            if let Err(error) = &outcome {
+                span.failed(|| error.reason().as_str_name().into());
+            }
+        }
+        outcome
     }
 }
 

@@ -47,10 +47,20 @@ pub enum Point {
     OutcomeBeforeCommit,
     /// They are committed, and the dispatcher knows nothing of it.
     OutcomeAfterCommit,
+    /// A backup holds all writers.
+    BackupHolding,
+    /// It has let them go, and copies.
+    BackupCopying,
+    /// All of it is on disk, and not yet under its name.
+    BackupBeforeRename,
+    /// A restored installation is on disk, and nothing of it in its place.
+    RestoreBeforeMove,
+    /// A part of it is.
+    RestoreMoving,
 }
 
 impl Point {
-    /// All of them, in the order of an event's way.
+    /// Those of an event, in the order of its way.
     pub const ALL: [Self; 11] = [
         Self::OutboxBeforeCommit,
         Self::OutboxAfterCommit,
@@ -63,6 +73,15 @@ impl Point {
         Self::PostAfter,
         Self::OutcomeBeforeCommit,
         Self::OutcomeAfterCommit,
+    ];
+
+    /// Those of a backup and of its way back.
+    pub const OF_BACKUPS: [Self; 5] = [
+        Self::BackupHolding,
+        Self::BackupCopying,
+        Self::BackupBeforeRename,
+        Self::RestoreBeforeMove,
+        Self::RestoreMoving,
     ];
 
     /// What the variable calls it.
@@ -79,6 +98,11 @@ impl Point {
             Self::PostAfter => "post.after",
             Self::OutcomeBeforeCommit => "outcome.before_commit",
             Self::OutcomeAfterCommit => "outcome.after_commit",
+            Self::BackupHolding => "backup.holding",
+            Self::BackupCopying => "backup.copying",
+            Self::BackupBeforeRename => "backup.before_rename",
+            Self::RestoreBeforeMove => "restore.before_move",
+            Self::RestoreMoving => "restore.moving",
         }
     }
 
@@ -128,7 +152,8 @@ impl Armed {
     /// Reads the variable. A point that there is not would make a test pass for nothing, so it is said loudly.
     fn read(value: &str) -> Option<Self> {
         let (name, nth) = value.split_once(':').unwrap_or((value, "1"));
-        let point = Point::ALL.into_iter().find(|point| point.name() == name);
+        let mut points = Point::ALL.into_iter().chain(Point::OF_BACKUPS);
+        let point = points.find(|point| point.name() == name);
         let nth = nth.parse().ok().filter(|nth| *nth > 0);
         if let (Some(point), Some(nth)) = (point, nth) {
             return Some(Self { point, nth, reached: AtomicU64::new(0) });
@@ -199,9 +224,10 @@ mod tests {
 
     #[test]
     fn every_point_has_a_name_of_its_own_that_arms_it() {
-        let names: BTreeSet<&str> = Point::ALL.into_iter().map(Point::name).collect();
-        assert_eq!(names.len(), Point::ALL.len());
-        for point in Point::ALL {
+        let points = || Point::ALL.into_iter().chain(Point::OF_BACKUPS);
+        let names: BTreeSet<&str> = points().map(Point::name).collect();
+        assert_eq!(names.len(), points().count());
+        for point in points() {
             let armed = Armed::read(&point.at(7)).unwrap();
             assert_eq!((armed.point, armed.nth), (point, 7));
         }

@@ -24,24 +24,28 @@ pub struct Leases {
 impl Leases {
     /// The leases in this database.
     pub fn new(database: Database) -> Self {
-        Self { database }
+        // Who loses a lease for want of room hands on more work than it saves.
+        Self { database: database.patient() }
     }
 
     /// Takes the lease if it is free, expired, held by `holder` already, or held
     /// for longer than anybody holds it, and says whether it is held now.
     pub async fn try_hold(&self, name: &str, holder: &str, ttl: Duration) -> Result<bool, DbError> {
         let now_ms = self.database.clock().now_ms();
+        let ends_ms = until_ms(now_ms, ttl);
         let believable_ms = until_ms(now_ms, ttl.saturating_mul(2));
         let values: Vec<Value> =
             vec![name.into(), holder.into(), until_ms(now_ms, ttl).into(), now_ms.into(), believable_ms.into()];
-        self.change(
+        let held = self.change(
             "INSERT INTO leases (name, holder, until_ms) VALUES ($1, $2, $3) \
              ON CONFLICT (name) DO UPDATE SET \
              holder = excluded.holder, until_ms = excluded.until_ms \
              WHERE leases.until_ms <= $4 OR leases.until_ms > $5 OR leases.holder = excluded.holder",
             values,
-        )
-        .await
+        );
+        let held = held.await?;
+        self.database.figures().leased(name, if held { ends_ms } else { i64::MIN });
+        Ok(held)
     }
 
     /// Prolongs the lease, and says whether it is still held. Unlike
@@ -51,17 +55,21 @@ impl Leases {
     pub async fn renew(&self, name: &str, holder: &str, ttl: Duration) -> Result<bool, DbError> {
         let now_ms = self.database.clock().now_ms();
         let values: Vec<Value> = vec![until_ms(now_ms, ttl).into(), name.into(), holder.into(), now_ms.into()];
-        self.change(
+        let ends_ms = until_ms(now_ms, ttl);
+        let held = self.change(
             "UPDATE leases SET until_ms = $1 \
              WHERE name = $2 AND holder = $3 AND until_ms > $4",
             values,
-        )
-        .await
+        );
+        let held = held.await?;
+        self.database.figures().leased(name, if held { ends_ms } else { i64::MIN });
+        Ok(held)
     }
 
     /// Gives the lease back, and says whether it was held.
     pub async fn release(&self, name: &str, holder: &str) -> Result<bool, DbError> {
         let values: Vec<Value> = vec![name.into(), holder.into()];
+        self.database.figures().leased(name, i64::MIN);
         self.change("DELETE FROM leases WHERE name = $1 AND holder = $2", values).await
     }
 

@@ -317,7 +317,9 @@ impl Answers {
     /// that one.
     async fn keep(&self, once: &Once, kept: Kept, response: Response<Body>) -> Result<Response<Body>, Error> {
         let row = once.row(&kept, self.database.clock().now_ms());
-        let job = self.database.write(move |tx| async move {
+        // The call is done: what is left is small, and spares its repetition.
+        let database = self.database.clone().patient();
+        let job = database.write(move |tx| async move {
             tx.idempotency(row);
             Ok::<_, DbError>(())
         });

@@ -108,7 +108,7 @@ impl<S: Sink> Relay<S> {
     ) -> Self {
         Self {
             leases: Leases::new(database.clone()),
-            database,
+            database: database.patient(),
             target,
             lease: format!("outbox:{target}"),
             holder: holder.into(),
@@ -122,6 +122,7 @@ impl<S: Sink> Relay<S> {
     /// under way is finished first.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         let waker = self.database.waker(self.target);
+        self.database.figures().relays(self.target);
         let mut failures: u32 = 0;
         while !*shutdown.borrow() {
             let pause = match self.round().await {
@@ -135,6 +136,7 @@ impl<S: Sink> Relay<S> {
                 }
                 Err(why) => {
                     failures = failures.saturating_add(1);
+                    self.database.figures().not_delivered(self.target);
                     let pause = self.backoff(failures);
                     let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                     tracing::warn!(target = self.target, failures, pause_ms, %why, "outbox waits");
@@ -185,6 +187,7 @@ impl<S: Sink> Relay<S> {
         }
         fail_point::reach(Point::RelayAfterDelivery);
         self.delete(&batch).await.map_err(refused)?;
+        self.database.figures().delivered(self.target, batch.len());
         Ok(Round::Delivered)
     }
 

@@ -3,7 +3,7 @@
 //! What is judged here is coarse on purpose: kind of caller, scope, role, read-only, expiry. Whether a thing is the
 //! caller's is decided by the service that loads it, through a store that is opened by tenant.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION, request::Parts};
 use paperkey_proto::{
@@ -13,17 +13,19 @@ use paperkey_proto::{
     options::v1::{Caller as Kind, Scope, Tenant as TenantOption},
     principal::v1::{Mode, Principal, Role},
 };
+use tokio::time::{Instant, timeout_at};
 use tonic::{Status, body::Body};
-use tracing::Instrument as _;
 
 use crate::{
     authn::Authenticator,
+    channel::deadline,
     clock::Clock,
     db::Database,
     ids::new_id,
     once::{Answers, Once},
     principal::{Caller, PRINCIPAL_HEADER, Signer, mode_of},
     service::{Answer, Rpcs},
+    telemetry::{self, Direction, metrics::Measured},
 };
 
 /// Whether that principal may call that method at all.
@@ -161,38 +163,50 @@ impl Guarded {
 
     /// Answers a call of somebody in this process who says whom it is for, if that caller may make it. Nothing that
     /// arrived from outside comes this way.
-    pub fn call_as(&self, request: Request<Body>, caller: Caller) -> Answer {
-        let Some(method) = Contract::get().method(request.uri().path()) else {
-            return refuse(Error::unauthenticated());
+    pub fn call_as(&self, request: Request<Body>, caller: Caller) -> Measured {
+        let method = Contract::get().method(request.uri().path()).map(|method| &**method);
+        let answer = match method {
+            None => refuse(Error::unauthenticated()),
+            Some(found) => match authorize(found, &caller.principal, self.0.clock.now_ms()) {
+                Ok(()) => self.0.serve(method, Direction::Within, request, caller),
+                Err(error) => refuse(error),
+            },
         };
-        match authorize(method, &caller.principal, self.0.clock.now_ms()) {
-            Ok(()) => self.0.serve(Some(method), request, caller),
-            Err(error) => refuse(error),
-        }
+        Measured::new(method, &self.0.clock, answer)
+    }
+
+    /// Whether one of our processes makes a call in its own name.
+    pub(crate) fn is_of_ours(&self, request: &Request<Body>) -> bool {
+        let assertion = request.headers().get(PRINCIPAL_HEADER);
+        let caller = assertion.and_then(|assertion| self.0.signer.verify(assertion, request.uri().path()).ok());
+        caller.is_some_and(|caller| caller.principal.kind() == Kind::Service)
     }
 
     /// Answers a call, if its caller may make it.
-    pub fn call(&self, request: Request<Body>) -> Answer {
-        let path = request.uri().path();
+    pub fn call(&self, request: Request<Body>) -> Measured {
+        let method = Contract::get().method(request.uri().path());
         // What our own processes send is judged without waiting for anything.
-        match (Contract::get().method(path), request.headers().get(PRINCIPAL_HEADER)) {
+        let answer = match (method, request.headers().get(PRINCIPAL_HEADER)) {
             (Some(method), Some(assertion)) => match self.0.assertion(method, assertion) {
-                Ok(caller) => self.0.serve(Some(method), request, caller),
+                Ok(caller) => self.0.serve(Some(method), Direction::Hop, request, caller),
                 Err(error) => refuse(error),
             },
             (method, _) => {
-                let guard = Arc::clone(&self.0);
-                let method = method.cloned();
+                let (guard, method) = (Arc::clone(&self.0), method.cloned());
                 Box::pin(async move {
                     // The body is not Sync, so it stays aside while the caller is looked at.
                     let (parts, body) = request.into_parts();
                     match guard.direct(method.as_deref(), &parts).await {
-                        Ok(caller) => guard.serve(method.as_deref(), Request::from_parts(parts, body), caller).await,
+                        Ok(caller) => {
+                            let request = Request::from_parts(parts, body);
+                            guard.serve(method.as_deref(), Direction::Direct, request, caller).await
+                        }
                         Err(error) => refuse(error).await,
                     }
-                })
+                }) as Answer
             }
-        }
+        };
+        Measured::new(method.map(|method| &**method), &self.0.clock, answer)
     }
 }
 
@@ -220,14 +234,24 @@ impl Guard {
         Ok(Caller { principal, request_id: new_id("req", &self.clock), once: None })
     }
 
-    fn serve(self: &Arc<Self>, method: Option<&Method>, mut request: Request<Body>, mut caller: Caller) -> Answer {
-        let path = request.uri().path();
-        let span = tracing::debug_span!("rpc", method = path, request_id = caller.request_id.as_str());
+    fn serve(
+        self: &Arc<Self>,
+        method: Option<&Method>,
+        direction: Direction,
+        mut request: Request<Body>,
+        mut caller: Caller,
+    ) -> Answer {
+        let path = method.map(|method| method.path.as_str());
+        let begun = telemetry::serve(path, direction, &caller.request_id, request.headers());
         request.headers_mut().remove(PRINCIPAL_HEADER);
         let takes_effect_once = method.is_some_and(|method| method.policy.idempotent);
         caller.once = caller.once.take().filter(|_| takes_effect_once).map(|once| Arc::new(once.anew()));
         let once = caller.once.clone();
         request.extensions_mut().insert(caller);
+        let until = deadline::of(&request);
+        if until.is_some_and(|until| until <= Instant::now()) {
+            return refuse(deadline::too_late());
+        }
         let answer = match once {
             None => self.rpcs.call(request),
             Some(once) => {
@@ -235,7 +259,17 @@ impl Guard {
                 Box::pin(async move { Ok(guard.answer_once(once, request).await) })
             }
         };
-        if span.is_disabled() { answer } else { Box::pin(answer.instrument(span)) }
+        let streams = method.is_none_or(|method| method.streams);
+        let answer = match until {
+            // What is asked of others while a stream goes on is asked after its beginning was answered in time.
+            Some(until) if streams => answered_by(until, answer),
+            Some(until) => answered_by(until, deadline::bounded(until, answer)),
+            None => answer,
+        };
+        match begun {
+            None => answer,
+            Some((scope, span)) => Box::pin(scope.within(span.around(answer))),
+        }
     }
 }
 
@@ -246,6 +280,17 @@ impl Guard {
             None => Status::from(Error::internal("there is nowhere to keep the answer of a call")).into_http(),
         }
     }
+}
+
+/// Gives up on an answer whose caller has done so.
+fn answered_by(
+    until: Instant,
+    answer: impl Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
+) -> Answer {
+    Box::pin(async move {
+        let answer = timeout_at(until, answer).await;
+        answer.unwrap_or_else(|_| Ok(Status::from(deadline::too_late()).into_http()))
+    })
 }
 
 fn refuse(error: Error) -> Answer {

@@ -26,7 +26,7 @@ use zeroize::{Zeroize as _, ZeroizeOnDrop};
 
 use self::masters::{Masters, Source};
 pub use self::{
-    folder::{FolderError, KeyFolder, Rotation},
+    folder::{FolderError, KeyCopy, KeyFolder, Rotation},
     kept::KeptKeyError,
     masters::{FOLLOWED_WITHIN, KeyId, MAX_PREVIOUS},
     purpose::{KeptKey, Purpose, RowKey, SealedColumn},

@@ -9,7 +9,11 @@
 //! [`call`] is the way of a gateway to a service, for tests of a whole service. It sends whatever takes an
 //! `Idempotency-Key` twice, as a caller does who has not heard the answer, so that every test tries that as well.
 //!
+//! What a store asked in its test is judged at the end of it: see `plans`.
+//!
 //! Deliberately absent: a fake engine. What a store does is what its engine does.
+
+mod plans;
 
 use std::{
     env,
@@ -40,7 +44,7 @@ use tower::Service as _;
 use crate::{
     channel::{Channel, Exchange},
     clock::Clock,
-    db::{Database, DatabaseOptions, DatabaseUrl},
+    db::{Database, DatabaseOptions, DatabaseUrl, Recorded, Statements},
     once::{Once, REPLAYED_HEADER},
     policy::authorize,
     principal::{Caller, PRINCIPAL_HEADER, Signer, nobody},
@@ -70,7 +74,7 @@ impl TestDb {
     pub fn sqlite() -> Self {
         let folder = env::temp_dir().join(unique_name());
         let url = DatabaseUrl::Sqlite { folder: folder.clone() };
-        Self { options: DatabaseOptions::new(SERVICE, url, Clock::system()), place: Place::Folder(folder) }
+        Self { options: options(url), place: Place::Folder(folder) }
     }
 
     /// A new database on the PostgreSQL of [`POSTGRES_ENV`]; `None`, and a loud
@@ -87,10 +91,7 @@ impl TestDb {
         let name = unique_name();
         run_as_admin(&admin, &format!("CREATE DATABASE \"{name}\"")).await;
         let url = DatabaseUrl::Postgres(with_database(&admin, &name));
-        Some(Self {
-            options: DatabaseOptions::new(SERVICE, url, Clock::system()),
-            place: Place::Postgres { admin, name },
-        })
+        Some(Self { options: options(url), place: Place::Postgres { admin, name } })
     }
 
     /// Options for this database, to be changed and given to [`Database::open`].
@@ -120,8 +121,36 @@ impl TestDb {
         database
     }
 
-    /// Removes the database. A folder goes by itself when this value does.
+    /// Judges the plans of what it was asked, and removes the database. A folder goes by itself when this value does.
+    ///
+    /// # Panics
+    ///
+    /// If a statement costs more the more there is.
     pub async fn remove(self) {
+        let outcome = AssertUnwindSafe(self.judge()).catch_unwind().await;
+        self.discard().await;
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// What it was asked, once.
+    fn recorded(&self) -> Vec<Recorded> {
+        self.options.statements.as_deref().map(Statements::all).unwrap_or_default()
+    }
+
+    async fn judge(&self) {
+        match &self.options.url {
+            DatabaseUrl::Postgres(url) => plans::judge_postgres(url, SERVICE, self.recorded()).await,
+            DatabaseUrl::Sqlite { .. } => {
+                let database = self.open().await;
+                plans::judge_sqlite(&database, self.recorded()).await;
+                database.close().await;
+            }
+        }
+    }
+
+    async fn discard(&self) {
         if let Place::Postgres { admin, name } = &self.place {
             let drop = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
             run_as_admin(admin, &drop).await;
@@ -170,13 +199,12 @@ where
     let database = db.migrated::<M>().await;
     // The database goes even if the test fails.
     let outcome = AssertUnwindSafe(test(database.clone())).catch_unwind().await;
-    if outcome.is_ok() {
-        database.close().await;
-    }
-    db.remove().await;
     if let Err(panic) = outcome {
+        db.discard().await;
         std::panic::resume_unwind(panic);
     }
+    database.close().await;
+    db.remove().await;
 }
 
 /// Makes tests for both engines out of async functions that take a [`Database`]
@@ -270,6 +298,11 @@ async fn whole(response: Response<Body>) -> Result<(Parts, Bytes, Option<HeaderM
     let collected = body.collect().await?;
     let trailers = collected.trailers().cloned();
     Ok((head, collected.to_bytes(), trailers))
+}
+
+fn options(url: DatabaseUrl) -> DatabaseOptions {
+    let statements = Some(Arc::new(Statements::default()));
+    DatabaseOptions { statements, ..DatabaseOptions::new(SERVICE, url, Clock::system()) }
 }
 
 fn unique_name() -> String {

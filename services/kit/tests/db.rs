@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt as _, future::join_all};
 use paperkey_kit::{
     changes::{Changes, PAGE, changes_since, latest_seq, prune_changes},
     clock::Clock,
     db::{
-        AuditEntry, Database, DbError, Engine, IdempotencyRow, OutboxMessage, Tx, find_answer, is_unique_violation,
-        prune_answers,
+        AuditEntry, Database, DbError, Engine, IdempotencyRow, JobKind, OutboxMessage, Tx, find_answer,
+        is_unique_violation, prune_answers,
     },
     lease::Leases,
     outbox::{OutboxRow, Relay, RelayOptions, Sink},
@@ -66,6 +67,32 @@ impl MigrationTrait for Seats {
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), sea_orm::DbErr> {
         manager.drop_table(Table::drop().table("seats").take()).await
+    }
+}
+
+/// A release that has gone another way.
+struct Forked;
+
+impl MigratorTrait for Forked {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        let mut all = paperkey_migrations::kit::migrations();
+        all.push(Box::new(Other));
+        all
+    }
+}
+
+struct Other;
+
+impl MigrationName for Other {
+    fn name(&self) -> &'static str {
+        "test_0001_other"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Other {
+    async fn up(&self, _: &SchemaManager) -> Result<(), sea_orm::DbErr> {
+        Ok(())
     }
 }
 
@@ -729,15 +756,23 @@ async fn migrations_go_up_down_and_up(db: Database) {
     let states = |states: Vec<paperkey_kit::db::MigrationStatus>| -> Vec<MigrationState> {
         states.into_iter().map(|status| status.state).collect()
     };
-    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Applied; 4]);
-    assert_eq!(states(db.migration_status::<Old>().await.unwrap()), [Applied, Applied, Applied, Unknown]);
+    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Applied; 5]);
+    assert_eq!(states(db.migration_status::<Old>().await.unwrap()), [Applied, Applied, Applied, Applied, Unknown]);
     assert!(db.pending_migrations::<Old>().await.unwrap().is_empty(), "newer is good enough");
     add(&db, "before").await.unwrap();
+    // The release before does nothing about it, and takes nothing of it back; one that has gone another way is refused.
+    db.migrate_up::<Old>().await.unwrap();
+    let refused = [db.migrate_down::<Old>(1).await, db.migrate_up::<Forked>().await];
+    for refused in refused {
+        let said = refused.unwrap_err().to_string();
+        assert!(said.contains("it has test_0001_seats, which this release does not know"), "{said}");
+    }
+    add(&db, "still").await.unwrap();
     db.migrate_down::<Migrator>(1).await.unwrap();
     assert_eq!(db.pending_migrations::<Migrator>().await.unwrap(), ["test_0001_seats"]);
     assert!(add(&db, "nowhere").await.is_err());
-    db.migrate_down::<Migrator>(3).await.unwrap();
-    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Pending; 4]);
+    db.migrate_down::<Migrator>(5).await.unwrap();
+    assert_eq!(states(db.migration_status::<Migrator>().await.unwrap()), [Pending; 5]);
     let (one, two) = tokio::join!(db.migrate_up::<Migrator>(), db.migrate_up::<Migrator>());
     one.unwrap();
     two.unwrap();
@@ -773,12 +808,49 @@ async fn a_closed_database_refuses_work_but_finishes_what_it_has(db: Database) {
     assert!(matches!(add(&db, "late").await, Err(DbError::Unavailable(_))));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_waits_for_a_table_keeps_nobody_else_from_it() {
+    let Some(place) = TestDb::postgres().await else { return };
+    let db = place.open().await;
+    db.migrate_up::<Migrator>().await.unwrap();
+    add(&db, "first").await.unwrap();
+    // Somebody who reads for long, and longer than a migration waits.
+    let (holding, is_held) = oneshot::channel();
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let reader = db.clone();
+    let long = tokio::spawn(async move {
+        reader
+            .snapshot(|reader| async move {
+                seats::Entity::find().all(&reader).await?;
+                holding.send(()).unwrap();
+                may_go_on.await.unwrap();
+                Ok::<_, DbError>(())
+            })
+            .await
+    });
+    is_held.await.unwrap();
+    let migrator = db.clone();
+    let mut migrating = tokio::spawn(async move { migrator.migrate_down::<Migrator>(1).await });
+    // Others wait behind it for a while, are let pass, and are answered, while it is not done.
+    for id in ["second", "third", "fourth", "fifth"] {
+        add(&db, id).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!((&mut migrating).now_or_never().is_none());
+    go_on.send(()).unwrap();
+    long.await.unwrap().unwrap();
+    migrating.await.unwrap().unwrap();
+    assert!(add(&db, "late").await.is_err());
+    db.close().await;
+    place.remove().await;
+}
+
 #[tokio::test]
 async fn an_empty_database_has_everything_pending() {
     for db in [Some(TestDb::sqlite()), TestDb::postgres().await].into_iter().flatten() {
         let database = db.open().await;
         database.ping().await.unwrap();
-        assert_eq!(database.pending_migrations::<Migrator>().await.unwrap().len(), 4);
+        assert_eq!(database.pending_migrations::<Migrator>().await.unwrap().len(), 5);
         database.close().await;
         db.remove().await;
     }
@@ -832,6 +904,96 @@ async fn a_lease_from_before_the_clock_was_set_back_keeps_nobody_waiting() {
         // Forward it was never a matter of belief.
         hand.advance_ms(3_600_000);
         assert!(leases.try_hold("job", "living", TTL).await.unwrap());
+        db.close().await;
+        place.remove().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_were_cut_cost_nobody_a_job() {
+    let Some(place) = TestDb::postgres().await else { return };
+    let db = place.migrated::<Migrator>().await;
+    let knife = place.open().await;
+    for round in 0..3 {
+        // As many at once as there are connections, so that all of them are there to be cut.
+        join_all((0..8).map(|_| {
+            db.read(|reader| async move {
+                let sleep =
+                    Statement::from_string(reader.get_database_backend(), "SELECT pg_sleep(0.2)::text AS slept");
+                reader.query_one_raw(sleep).await.map(drop).map_err(DbError::from)
+            })
+        }))
+        .await
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap();
+        let cut = knife.read(|reader| async move {
+            let cut = "SELECT count(pg_terminate_backend(pid)) AS cut FROM pg_stat_activity \
+                 WHERE datname = current_database() AND pid <> pg_backend_pid()";
+            let row = reader.query_one_raw(Statement::from_string(reader.get_database_backend(), cut)).await?;
+            Ok::<i64, DbError>(row.unwrap().try_get("", "cut")?)
+        });
+        assert!(cut.await.unwrap() >= 4);
+        let seats = (0..8).map(|seat| &*Box::leak(format!("{round}-{seat}").into_boxed_str()));
+        let (written, read) =
+            tokio::join!(join_all(seats.map(|seat| add(&db, seat))), join_all((0..8).map(|_| db.ping())),);
+        assert!(written.iter().chain(&read).all(Result::is_ok), "{written:?} {read:?}");
+        let snapshot = db.snapshot(|reader| async move { Ok::<_, DbError>(reader.get_database_backend()) });
+        snapshot.await.unwrap();
+    }
+    assert_eq!(ids(&db).await.len(), 24);
+    db.close().await;
+    knife.close().await;
+    place.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_too_many_wait_for_a_connection_the_next_is_refused_at_once() {
+    for place in [Some(TestDb::sqlite()), TestDb::postgres().await].into_iter().flatten() {
+        let mut options = place.options();
+        options.max_connections = 1;
+        let db = Database::open(options).await.unwrap();
+        db.migrate_up::<Migrator>().await.unwrap();
+        let (begun, is_held) = oneshot::channel();
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let holder = db.clone();
+        let holder = tokio::spawn(async move {
+            holder
+                .snapshot(|_reader| async move {
+                    let _ = begun.send(());
+                    let _ = tokio::task::block_in_place(|| gone.recv());
+                    Ok::<_, DbError>(())
+                })
+                .await
+        });
+        is_held.await.unwrap();
+        let (mut waiting, mut refused) = (Vec::new(), 0);
+        for _ in 0..80 {
+            let db = db.clone();
+            let mut job = Box::pin(async move { db.ping().await });
+            match (&mut job).now_or_never() {
+                Some(answer) => {
+                    assert_eq!(answer, Err(DbError::Overloaded));
+                    refused += 1;
+                }
+                None => waiting.push(job),
+            }
+        }
+        assert!((64..=65).contains(&waiting.len()), "{}", waiting.len());
+        assert_eq!(db.stats().refused, refused);
+        let (_, failures) = db.figures().jobs(JobKind::Read);
+        assert_eq!(failures, refused, "who is refused has failed");
+        // What everything else stands on waits for none of them.
+        changes_since(&db, 0).await.unwrap();
+        assert_eq!(db.pending_migrations::<Migrator>().await.unwrap(), Vec::<String>::new());
+        db.sample().await;
+        assert!(db.figures().is_up());
+        go.send(()).unwrap();
+        holder.await.unwrap().unwrap();
+        for job in waiting {
+            job.await.unwrap();
+        }
+        db.ping().await.unwrap();
         db.close().await;
         place.remove().await;
     }

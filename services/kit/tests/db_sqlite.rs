@@ -118,18 +118,18 @@ async fn a_job_that_waits_for_something_else_is_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_is_busy() {
+async fn who_finds_the_queue_full_is_refused_at_once() {
     let place = TestDb::sqlite();
     let mut options = place.options();
     options.queue_len = 1;
-    options.acquire_timeout = Duration::from_millis(20);
     let db = Database::open(options).await.unwrap();
     db.migrate_up::<Migrator>().await.unwrap();
     let holding = hold_writer(&db, 200).await;
     let (first, second) = tokio::join!(lease(&db, "first"), lease(&db, "second"));
     holding.await.unwrap().unwrap();
     first.unwrap();
-    assert!(matches!(second, Err(DbError::Busy(_))), "{second:?}");
+    assert_eq!(second, Err(DbError::Overloaded));
+    assert_eq!(db.stats().refused, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,4 +198,21 @@ async fn a_migration_that_fails_leaves_nothing_behind() {
     assert!(db.migrate_up::<All>().await.is_err());
     assert_eq!(db.pending_migrations::<All>().await.unwrap().len(), All::migrations().len());
     db.migrate_up::<Migrator>().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statistics_of_a_file_that_was_small_are_forgotten() {
+    let place = TestDb::sqlite();
+    let db = place.migrated::<Migrator>().await;
+    lease(&db, "a").await.unwrap();
+    db.write(|tx| async move { run(&tx, "ANALYZE").await }).await.unwrap();
+    db.close().await;
+    let db = place.open().await;
+    let kept = db.read(|reader| async move {
+        let statement =
+            Statement::from_string(reader.get_database_backend(), "SELECT COUNT(*) AS kept FROM sqlite_stat1");
+        let row = reader.query_one_raw(statement).await?;
+        row.map(|row| Ok::<i64, DbError>(row.try_get("", "kept")?)).transpose()
+    });
+    assert_eq!(kept.await.unwrap(), Some(0));
 }

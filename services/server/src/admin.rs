@@ -69,6 +69,7 @@ pub(crate) async fn run(config: &Config, command: &Command) -> Result<(), Failur
         return rotate::run(config, *status, *retire).await;
     }
     let clock = Clock::system();
+    let _stays = storage::stay(config)?;
     let database = storage::open_current(config, "auth", &clock).await?;
     // This process serves nothing: what it changes reaches those that do by the feed.
     let keys = config.keyring()?.with_kept(&database, "auth").await?;

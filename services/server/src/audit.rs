@@ -16,6 +16,7 @@ pub(crate) enum Command {
 
 pub(crate) async fn run(config: &Config, command: &Command) -> Result<(), Failure> {
     let Command::Verify = command;
+    let _stays = storage::stay(config)?;
     // What is only to be looked at is not migrated.
     let database = storage::open(config, "auth", &Clock::system()).await?;
     if let Some(problem) = storage::schema_problem(&database, "auth").await? {

@@ -4,7 +4,9 @@
 
 mod admin;
 mod audit;
+mod backup;
 mod client;
+mod health;
 mod licenses;
 mod listen;
 mod migrate;
@@ -67,12 +69,20 @@ enum Command {
     /// Show or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Ask a running process whether it is ready
+    Health(health::Health),
     /// What an operator needs without a web page
     #[command(subcommand)]
     Admin(admin::Command),
     /// Look at the audit log
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Copy an installation on SQLite into a folder while it runs
+    ///
+    /// The folder holds the keys, unless they are left out: whoever has it can read all of the installation.
+    Backup(backup::Backup),
+    /// Put a backup in place of an installation that does not run
+    Restore(backup::Restore),
     /// Bring the events of a product, or of a team, to a server on this machine
     Listen(listen::Listen),
     /// Issue licences from a file, or write them into one
@@ -155,8 +165,11 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             Command::Licensing => process::run(config, Part::Service("licensing")).await,
             Command::Webhook => process::run(config, Part::Service("webhook")).await,
             Command::Migrate(command) => migrate::run(&config, command).await,
+            Command::Health(command) => health::run(&config, command).await,
             Command::Admin(command) => admin::run(&config, command).await,
             Command::Audit(command) => audit::run(&config, command).await,
+            Command::Backup(command) => backup::run(config, command).await,
+            Command::Restore(command) => backup::restore(config, command).await,
             Command::Config(_) | Command::Listen(_) | Command::Licenses(_) => Ok(()),
         }
     })

@@ -23,12 +23,16 @@ pub(crate) enum Command {
 
 pub(crate) async fn run(config: &Config, command: &Command) -> Result<(), Failure> {
     let clock = Clock::system();
+    let _stays = storage::stay(config)?;
     match command {
         Command::Up => {
             for service in SERVICES {
                 let database = storage::open(config, service, &clock).await?;
                 storage::migrate_up(&database, service).await?;
-                say(format_args!("{service}: current"));
+                let states = storage::status(&database, service).await?;
+                let is_newer = states.iter().any(|migration| migration.state == MigrationState::Unknown);
+                let state = if is_newer { "newer than this release, which does not mind" } else { "current" };
+                say(format_args!("{service}: {state}"));
                 database.close().await;
             }
         }

@@ -2,9 +2,9 @@
 //!
 //! The same code runs everything in one process and each part alone; the only difference is which channels are local.
 
-use std::{fmt::Write as _, fs::File, sync::Arc, time::Duration};
+use std::{fs::File, net::SocketAddr, sync::Arc, time::Duration};
 
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use paperkey_auth::{
     AuthConfig, BadMail, Mail,
     admin::{Admin, Care},
@@ -13,74 +13,112 @@ use paperkey_auth::{
 use paperkey_gateway::{Gateway, GatewayConfig, GatewayDeps};
 use paperkey_kit::{
     audit::AuditSink,
-    authn::{CachedAuthenticator, Judgements},
+    authn::{CachedAuthenticator, POLL_INTERVAL},
     cache::Epochs,
+    changes::bell::{Bell, Rhythm},
     channel::Channel,
     clock::Clock,
     config::{Config, Part, Registration},
     db::{Database, Engine},
-    host::{self, GrpcHost, Operations},
+    host::{self, Door, GrpcHost, Operations},
+    ids::new_id,
     incidents::Incidents,
     lease::Leases,
-    limits::{Limiter, MemoryLimiter, RedisLimiter, RedisOptions, RedisStats, StoreState, Subjects},
+    limits::{Limiter, MemoryLimiter, RedisLimiter, RedisOptions, Subjects},
     policy::Guarded,
     principal::Signer,
+    ready::{Health, Readiness},
     reflection,
     secrets::Keyring,
     service::{Assembled, Channels, SERVICES, ServiceDeps, Worker},
+    shed::Places,
     shutdown::{self, Shutdown},
-    telemetry,
+    telemetry::{self, metrics},
+    tls::Tls,
 };
 use paperkey_proto::auth::v1::{
     audit_intake_service_client::AuditIntakeServiceClient, credential_service_client::CredentialServiceClient,
 };
 use paperkey_webhook::WebhookConfig;
 use tokio::{
-    net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
 
 use crate::{Failure, admin, say, storage};
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// How often a process looks at itself.
+const SAMPLE: Duration = Duration::from_secs(5);
 
 /// Runs a part of the product until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
     config.judge_for(part)?;
-    telemetry::init(&config.telemetry);
+    let instance = new_id("proc", &Clock::system());
+    let telemetry = telemetry::start(&config.telemetry, name_of(part), VERSION, &instance);
+    // Large, and there is one of it.
+    let outcome = Box::pin(run_part(config, part, instance)).await;
+    telemetry.end().await;
+    outcome
+}
+
+async fn run_part(config: Config, part: Part, instance: String) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
+    let tls = Tls::load(&config.tls, Clock::system())?;
     // Ports first: the most common mistake is found before anything is touched.
     let listener = host::bind(config.server.listen).await?;
     let operations = host::bind(config.server.ops_listen).await?;
 
-    let mut process = Process::assemble(&config, part, &public_url(&config, listener.local_addr()?)).await?;
+    let mut process = Process::assemble(&config, part, &public_url(&config, listener.local_addr()?), tls).await?;
+    // First a process says that it is leaving, then it ends, and what tells of it goes last.
+    let (leave, leaving) = shutdown::channel();
     let (handle, shutdown) = shutdown::channel();
+    let (close, closed) = shutdown::channel();
     let mut tasks = process.start(&shutdown);
+    // The last numbers are told when there is nothing more to count.
+    let (counting, counted) = shutdown::channel();
+    let pushing = process.observe(&config, instance, counted).map(tokio::spawn);
     // What is answered during the end is written down like anything before it, so this ends after the last answer.
     let (recording, recorded) = shutdown::channel();
     let recorder = process.audit.clone().map(|audit| tokio::spawn(audit.run(recorded)));
     let grace = Duration::from_millis(config.server.shutdown_grace_ms);
 
-    let ready = process.readiness();
+    let readiness = process.readiness(leaving.clone());
+    let ready = Process::operations(readiness.clone());
+    tasks.spawn(watch_over(ready.clone(), process.databases.clone(), shutdown.clone()));
     let operations_at = operations.local_addr()?;
-    tasks.spawn(host::serve(
+    let operating = tokio::spawn(host::serve(
         operations,
         move |request, peer| {
             let ready = ready.clone();
             async move { ready.handle(request, peer).await }
         },
-        shutdown.clone(),
+        closed,
         Duration::from_secs(1),
     ));
     let listening = listener.local_addr()?;
-    let serving = tokio::spawn(process.serve(&config, listener, shutdown.clone(), grace).await?);
+    let door = Door::from(listener).leaving_at(leaving);
+    let (serving, health) = process.serve(&config, door, listening, shutdown.clone(), grace)?;
+    let serving = tokio::spawn(serving);
+    tasks.spawn(health.follow(readiness, shutdown.clone()));
     tracing::info!(%listening, operations = %operations_at, part = ?part, "listening");
     if part == Part::All {
         welcome(&public_url(&config, listening), process.first_start);
     }
 
     signals.received().await;
+    leave.shut_down();
+    let delay = Duration::from_millis(config.server.drain_delay_ms);
+    if !delay.is_zero() {
+        tracing::info!(delay_ms = config.server.drain_delay_ms, "draining");
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = signals.received() => {
+                tracing::warn!("told again: ending at once");
+                return Ok(());
+            }
+        }
+    }
     tracing::info!("shutting down");
     handle.shut_down();
     let drained = async {
@@ -97,6 +135,8 @@ pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
             tracing::warn!(reason = error.reason().as_str_name(), "the last records of calls wait on disk");
         }
         while tasks.join_next().await.is_some() {}
+        // The last answer is given, and nobody works any more.
+        counting.shut_down();
         // What the last calls used and saw is not forgotten, unless auth has gone before.
         if let Err(error) = process.authenticator.uses().flush().await {
             tracing::warn!(reason = error.reason().as_str_name(), "the last uses of keys are not recorded");
@@ -112,6 +152,11 @@ pub(crate) async fn run(config: Config, part: Part) -> Result<(), Failure> {
         for (_, database) in process.databases {
             database.close().await;
         }
+        if let Some(pushing) = pushing {
+            let _ = pushing.await;
+        }
+        close.shut_down();
+        let _ = operating.await;
     };
     tokio::select! {
         outcome = tokio::time::timeout(grace + Duration::from_secs(2), drained) => {
@@ -129,7 +174,12 @@ struct Process {
     clock: Clock,
     signer: Signer,
     channels: Channels,
+    tls: Tls,
+    /// How much it does at a time.
+    places: Places,
     authenticator: Arc<CachedAuthenticator>,
+    /// Tells the other processes at once that something has changed, and hears it from them.
+    bell: Option<Bell>,
     limiter: Arc<Limiter>,
     subjects: Subjects,
     incidents: Arc<Incidents>,
@@ -142,30 +192,36 @@ struct Process {
     databases: Vec<(&'static str, Database)>,
     first_start: bool,
     /// Locks of what this process owns, held for as long as it lives.
-    owned: Vec<File>,
+    _owned: Vec<File>,
 }
 
 impl Process {
-    async fn assemble(config: &Config, part: Part, public_url: &str) -> Result<Self, Failure> {
+    async fn assemble(config: &Config, part: Part, public_url: &str, tls: Tls) -> Result<Self, Failure> {
         let clock = Clock::system();
+        let own: Vec<&'static str> =
+            SERVICES.into_iter().filter(|service| part == Part::All || part == Part::Service(service)).collect();
+        // Before anything is made: where a restore is under way, keys and a spool of ours would be in its way.
+        let owned = storage::own(config, &own)?;
         storage::make_folder(&config.server.data)?;
         let keys = config.keyring()?;
         let signer = Signer::new(&keys, clock.clone());
         let epochs = Arc::new(Epochs::default());
-        let own: Vec<&'static str> =
-            SERVICES.into_iter().filter(|service| part == Part::All || part == Part::Service(service)).collect();
 
         let mut channels = Channels::default();
         for service in SERVICES {
             if own.contains(&service) {
                 channels.insert(service, Channel::local());
             } else if let Some(url) = config.services.get(service) {
-                channels.insert(service, Channel::connect(url)?);
+                channels.insert(service, Channel::connect(url, Some(tls.for_channels()))?);
             }
         }
         let auth = channels.get("auth")?;
         let authenticator = CachedAuthenticator::new(auth, signer.clone(), clock.clone(), Arc::clone(&epochs));
 
+        let bell = match &config.redis.url {
+            Some(url) => Some(Bell::new(url, &keys).map_err(|error| Failure(error.to_string()))?),
+            None => None,
+        };
         let limiter = match &config.redis.url {
             Some(url) if matches!(part, Part::All | Part::Gateway) => {
                 let options = RedisOptions { url: url.clone(), gateways: config.redis.gateways };
@@ -189,7 +245,10 @@ impl Process {
             clock,
             signer,
             channels,
+            tls,
+            places: Places::new(config.server.max_in_flight),
             authenticator,
+            bell,
             limiter: Arc::new(limiter),
             incidents,
             audit,
@@ -199,7 +258,7 @@ impl Process {
             workers: Vec::new(),
             databases: Vec::new(),
             first_start: false,
-            owned: Vec::new(),
+            _owned: owned,
         };
         for service in own {
             process.add(config, service, &keys, &epochs, public_url).await?;
@@ -218,8 +277,7 @@ impl Process {
         if service == "auth" && self.part != Part::All && config.server.public_url.is_none() {
             tracing::warn!("server.public_url is not set, so links in mails lead to this process and not to a gateway");
         }
-        self.owned.extend(storage::own(config, service)?);
-        let database = storage::open_current(config, service, &self.clock).await?;
+        let database = storage::open_serving(config, service, &self.clock, self.bell.clone()).await?;
         let keys = &keys.clone().with_kept(&database, service).await?;
         if database.engine() == Engine::Sqlite {
             // The file is this process's alone. What a killed one still holds would only keep events waiting.
@@ -261,7 +319,12 @@ impl Process {
     /// Starts everything that runs beside the answering of calls.
     fn start(&mut self, shutdown: &Shutdown) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        tasks.spawn(Arc::clone(&self.authenticator).watch(shutdown.clone()));
+        let rhythm = Rhythm::every(POLL_INTERVAL).hastened_by(self.bell.as_ref(), "auth");
+        tasks.spawn(Arc::clone(&self.authenticator).watch(rhythm, shutdown.clone()));
+        if let Some(bell) = self.bell.clone() {
+            tasks.spawn(bell.run(shutdown.clone()));
+        }
+        tasks.spawn(self.tls.clone().follow(shutdown.clone()));
         tasks.spawn(Arc::clone(self.authenticator.uses()).hand_over(shutdown.clone()));
         tasks.spawn(Arc::clone(&self.incidents).run(shutdown.clone()));
         if let Limiter::Redis(limiter) = &*self.limiter {
@@ -279,26 +342,29 @@ impl Process {
     }
 
     /// What answers on the public listener.
-    async fn serve(
+    fn serve(
         &self,
         config: &Config,
-        listener: TcpListener,
+        door: Door,
+        listening: SocketAddr,
         shutdown: Shutdown,
         grace: Duration,
-    ) -> Result<futures_util::future::BoxFuture<'static, ()>, Failure> {
-        if let (Part::Service(_), [(_, guarded)]) = (self.part, self.hosted.as_slice()) {
-            let service = GrpcHost::new(guarded.clone()).await;
+    ) -> Result<(BoxFuture<'static, ()>, Health), Failure> {
+        let door = door.with_tls(self.tls.for_listener(matches!(self.part, Part::Service(_))));
+        if let (Part::Service(_), [(name, guarded)]) = (self.part, self.hosted.as_slice()) {
+            let (service, health) = GrpcHost::new(name, guarded.clone(), self.places.clone());
             let handle = move |request, peer| {
                 let service = service.clone();
                 async move { service.handle(request, peer).await }
             };
-            return Ok(host::serve(listener, handle, shutdown, grace).boxed());
+            return Ok((host::serve(door.for_peers(), handle, shutdown, grace).boxed(), health));
         }
         let gateway = Gateway::new(
             GatewayConfig {
-                public_url: public_url(config, listener.local_addr()?),
+                public_url: public_url(config, listening),
                 public_url_is_configured: config.server.public_url.is_some(),
                 trusted_proxies: config.server.trusted_proxies.clone(),
+                trusted_parents: config.telemetry.trusted_parents.clone(),
                 cors_any_origin: config.server.cors_any_origin,
                 call_timeout_ms: config.server.call_timeout_ms,
                 upstreams: config.upstreams.clone(),
@@ -317,20 +383,57 @@ impl Process {
                 audit: self.audit.clone(),
                 incidents: Some(Arc::clone(&self.incidents)),
                 shutdown: Some(shutdown.clone()),
+                places: Some(self.places.clone()),
             },
         )?;
+        let health = gateway.health();
         let handle = move |request, peer| gateway.handle(request, peer);
-        Ok(host::serve(listener, handle, shutdown, grace).boxed())
+        Ok((host::serve(door, handle, shutdown, grace).boxed(), health))
     }
 
-    fn readiness(&self) -> Operations {
+    /// Publishes what this process counts. What pushes it is given back, where somebody collects it.
+    fn observe(
+        &self,
+        config: &Config,
+        instance: String,
+        counted: Shutdown,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let part = name_of(self.part);
+        metrics::observe_process(VERSION, part);
+        metrics::observe_databases(self.databases.clone());
+        metrics::observe_authenticator(Arc::clone(&self.authenticator));
+        metrics::observe_limiter(Arc::clone(&self.limiter));
+        let (channels, places, tls) = (self.channels.clone(), self.places.clone(), self.tls.clone());
+        metrics::observe_channels(move || {
+            channels.iter().filter_map(|(service, channel)| Some((service.to_owned(), channel.stats()?))).collect()
+        });
+        metrics::observe_load(move || places.load());
+        metrics::observe_certificates(move || tls.shown());
+        if let Some(audit) = &self.audit {
+            metrics::observe_audit(Arc::clone(audit), config.audit.spool_max_bytes);
+        }
+        config.telemetry.otlp_endpoint.clone().map(|endpoint| {
+            let resource = vec![
+                ("service.namespace", "paperkey".to_owned()),
+                ("service.name", format!("paperkey-{part}")),
+                ("service.version", VERSION.to_owned()),
+                ("service.instance.id", instance),
+            ];
+            metrics::otlp::push(endpoint, resource, counted)
+        })
+    }
+
+    /// Whether it takes calls: its databases answer and are current, and a gateway hears auth, without which it could let
+    /// nobody in.
+    fn readiness(&self, leaving: Shutdown) -> Readiness {
         let databases = self.databases.clone();
-        let watched = databases.clone();
-        let authenticator = Arc::clone(&self.authenticator);
-        let (audit, limiter) = (self.audit.clone(), Arc::clone(&self.limiter));
-        let ready = move || {
-            let databases = databases.clone();
+        let asked = (self.part == Part::Gateway).then(|| Arc::clone(&self.authenticator));
+        let check = move || {
+            let (databases, asked) = (databases.clone(), asked.clone());
             async move {
+                if asked.is_some_and(|authenticator| !authenticator.hears_auth()) {
+                    return Err("auth does not answer".to_owned());
+                }
                 for (service, database) in &databases {
                     let problem = storage::schema_problem(database, service).await;
                     if let Some(problem) = problem.map_err(|failure| failure.0)? {
@@ -339,48 +442,43 @@ impl Process {
                 }
                 Ok(())
             }
-            .boxed()
         };
-        Operations::new(ready, move |text| {
-            host::write_database_metrics(text, &watched);
-            let Judgements { lookups, hits, malformed } = authenticator.judgements();
-            for (name, help, value) in [
-                ("paperkey_credential_lookups_total", "Credentials that auth was asked about.", lookups),
-                ("paperkey_credential_hits_total", "Credentials that were known.", hits),
-                (
-                    "paperkey_credential_malformed_total",
-                    "Credentials that could be none, by form or checksum.",
-                    malformed,
-                ),
-            ] {
-                write_metric(text, name, "counter", help, value);
-            }
-            if let Some(counts) = audit.as_ref().map(|audit| audit.counts()) {
-                for (name, kind, help, value) in [
-                    ("paperkey_audit_records_total", "counter", "Calls recorded.", counts.recorded),
-                    ("paperkey_audit_handed_over_total", "counter", "Records that auth has taken.", counts.handed_over),
-                    ("paperkey_audit_lost_total", "counter", "Records that found no room.", counts.lost),
-                    ("paperkey_audit_waiting", "gauge", "Records that wait in memory.", counts.waiting),
-                    ("paperkey_audit_spooled_bytes", "gauge", "Bytes that wait on disk.", counts.spooled_bytes),
-                ] {
-                    write_metric(text, name, kind, help, value);
-                }
-            }
-            if let Limiter::Redis(limiter) = &*limiter {
-                let RedisStats { state, failures, gateways } = limiter.stats();
-                let (up, gateways) = (u64::from(state == StoreState::Up), u64::from(gateways));
-                write_metric(text, "paperkey_limits_store_up", "gauge", "Whether gateways share their limits.", up);
-                let help = "How often the store of limits was lost.";
-                write_metric(text, "paperkey_limits_store_failures_total", "counter", help, failures);
-                write_metric(text, "paperkey_limits_gateways", "gauge", "Gateways that share limits.", gateways);
-            }
+        Readiness::new(check, leaving)
+    }
+
+    fn operations(readiness: Readiness) -> Operations {
+        Operations::new(move || {
+            let readiness = readiness.clone();
+            async move { readiness.judge().await }.boxed()
         })
     }
 }
 
-fn write_metric(text: &mut String, name: &str, kind: &str, help: &str, value: u64) {
-    // Writing to a String cannot fail.
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+/// Looks every few seconds at what the metrics tell that has to be asked for.
+async fn watch_over(ready: Operations, databases: Vec<(&'static str, Database)>, mut shutdown: Shutdown) {
+    let watching = async {
+        loop {
+            // Who asks at /readyz is told why not; here it only counts.
+            let _ = ready.judge().await;
+            for (_, database) in &databases {
+                database.sample().await;
+            }
+            tokio::time::sleep(SAMPLE).await;
+        }
+    };
+    tokio::select! {
+        () = watching => {}
+        () = shutdown.wait() => {}
+    }
+}
+
+/// What telemetry calls a process.
+fn name_of(part: Part) -> &'static str {
+    match part {
+        Part::All => "serve",
+        Part::Gateway => "gateway",
+        Part::Service(name) => name,
+    }
 }
 
 fn auth_config(config: &Config, epochs: &Arc<Epochs>, public_url: &str) -> Result<AuthConfig, BadMail> {
@@ -417,7 +515,7 @@ fn webhook_config(config: &Config) -> Result<WebhookConfig, Failure> {
     })
 }
 
-fn public_url(config: &Config, listening: std::net::SocketAddr) -> String {
+fn public_url(config: &Config, listening: SocketAddr) -> String {
     config.server.public_url.clone().unwrap_or_else(|| {
         // 0.0.0.0 is where one listens, not where one calls.
         let host = match listening.ip() {
@@ -425,7 +523,8 @@ fn public_url(config: &Config, listening: std::net::SocketAddr) -> String {
             std::net::IpAddr::V6(ip) => format!("[{ip}]"),
             std::net::IpAddr::V4(ip) => ip.to_string(),
         };
-        format!("http://{host}:{}", listening.port())
+        let scheme = if config.tls.cert.is_some() { "https" } else { "http" };
+        format!("{scheme}://{host}:{}", listening.port())
     })
 }
 

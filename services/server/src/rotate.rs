@@ -42,6 +42,7 @@ pub(crate) async fn run(config: &Config, status: bool, retire: bool) -> Result<(
 }
 
 async fn settled(config: &Config, status: bool, retire: bool, settled_within: Duration) -> Result<(), Failure> {
+    let _stays = storage::stay(config)?;
     // Whoever takes a part of an installation for the whole removes keys that the rest needs.
     let wanted = if config.keys_are_given() {
         Wanted::Some

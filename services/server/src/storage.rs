@@ -2,27 +2,44 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
 };
 
 use paperkey_kit::{
+    changes::bell::Bell,
     clock::Clock,
     config::Config,
-    db::{Database, DatabaseOptions, DatabaseUrl, DbError, Engine, MigrationState, MigrationStatus},
+    db::{Database, DatabaseOptions, DatabaseUrl, DbError, Engine, MigrationState, MigrationStatus, migration_names},
     service::SERVICES,
 };
 use paperkey_migrations::{auth, catalog, licensing, webhook};
 
 use crate::Failure;
 
+/// Where a restored installation is written before it takes its place. While it is there, nobody serves the folder.
+pub(crate) const RESTORING: &str = "restoring";
+
 /// Opens a service's database.
 pub(crate) async fn open(config: &Config, service: &'static str, clock: &Clock) -> Result<Database, Failure> {
+    open_with(config, service, clock, None).await
+}
+
+async fn open_with(
+    config: &Config,
+    service: &'static str,
+    clock: &Clock,
+    bell: Option<Bell>,
+) -> Result<Database, Failure> {
     let url = config.database_url();
     if let DatabaseUrl::Sqlite { folder } = &url {
         make_folder(folder)?;
+        judge_restored(folder)?;
     }
     let mut options = DatabaseOptions::new(service, url, clock.clone());
+    options.bell = bell;
+    options.max_connections = config.database.max_connections;
     // On SQLite the caches of licences live in the one process that owns the file.
     options.feed = !(service == "licensing" && matches!(options.url, DatabaseUrl::Sqlite { .. }));
     Ok(Database::open(options).await?)
@@ -30,7 +47,17 @@ pub(crate) async fn open(config: &Config, service: &'static str, clock: &Clock) 
 
 /// Opens a service's database for serving: migrated, or refused with what to do.
 pub(crate) async fn open_current(config: &Config, service: &'static str, clock: &Clock) -> Result<Database, Failure> {
-    let database = open(config, service, clock).await?;
+    open_serving(config, service, clock, None).await
+}
+
+/// The same, with the bell that its changes ring.
+pub(crate) async fn open_serving(
+    config: &Config,
+    service: &'static str,
+    clock: &Clock,
+    bell: Option<Bell>,
+) -> Result<Database, Failure> {
+    let database = open_with(config, service, clock, bell).await?;
     make_current(&database, service).await?;
     Ok(database)
 }
@@ -49,8 +76,12 @@ async fn make_current(database: &Database, service: &str) -> Result<(), Failure>
 
 /// What keeps the schema from being served, if anything.
 pub(crate) async fn schema_problem(database: &Database, service: &str) -> Result<Option<String>, Failure> {
-    let pending = status(database, service)
-        .await
+    let known = match status(database, service).await {
+        // It answers, and the schema of a process that serves goes nowhere by itself.
+        Err(DbError::Overloaded) => return Ok(None),
+        known => known,
+    };
+    let pending = known
         .map_err(|error| Failure(format!("the database of {service} cannot be reached: {error}")))?
         .into_iter()
         .filter(|migration| migration.state == MigrationState::Pending)
@@ -163,15 +194,83 @@ pub(crate) async fn status(database: &Database, service: &str) -> Result<Vec<Mig
     }
 }
 
-/// Keeps a second process from serving the same SQLite file: its caches would not see what the other writes.
-/// The lock ends with the process, however that ends.
-pub(crate) fn own(config: &Config, service: &str) -> Result<Option<File>, Failure> {
-    let DatabaseUrl::Sqlite { folder } = config.database_url() else { return Ok(None) };
+/// The migrations that this program knows of a service.
+pub(crate) fn known_migrations(service: &str) -> Vec<String> {
+    match service {
+        "auth" => migration_names::<auth::Migrator>(),
+        "catalog" => migration_names::<catalog::Migrator>(),
+        "licensing" => migration_names::<licensing::Migrator>(),
+        _ => migration_names::<webhook::Migrator>(),
+    }
+}
+
+/// Keeps a second process from serving the same SQLite files: its caches would not see what the other writes. And a
+/// restore from beginning, also where this process serves none of them. The locks end with the process, however that ends.
+pub(crate) fn own(config: &Config, services: &[&str]) -> Result<Vec<File>, Failure> {
+    let DatabaseUrl::Sqlite { folder } = config.database_url() else { return Ok(Vec::new()) };
     make_folder(&folder)?;
+    let stays = stay(config)?;
+    let locks = services.iter().map(|service| lock(&folder, service)).collect::<Result<Vec<_>, _>>()?;
+    Ok(stays.into_iter().chain(locks).collect())
+}
+
+/// Keeps a restore from beginning for as long as what it gives lives, and refuses where one has begun. It makes nothing: the
+/// lock is on the folder itself.
+pub(crate) fn stay(config: &Config) -> Result<Option<File>, Failure> {
+    let DatabaseUrl::Sqlite { folder } = config.database_url() else { return Ok(None) };
+    let lock = match File::open(&folder) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Failure(format!("{} cannot be opened: {error}", folder.display()))),
+    };
+    match lock.try_lock_shared() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Failure(format!(
+                "a restore into {} is under way: try again when it is done",
+                folder.display()
+            )));
+        }
+        Err(TryLockError::Error(error)) => return Err(error.into()),
+    }
+    judge_restored(&folder)?;
+    Ok(Some(lock))
+}
+
+/// Refuses a folder that is half of one installation and half of another.
+fn judge_restored(folder: &Path) -> Result<(), Failure> {
+    if folder.join(RESTORING).try_exists()? {
+        return Err(Failure(format!(
+            "a restore into {} was not brought to its end: run `paperkey restore` once more, with --force",
+            folder.display()
+        )));
+    }
+    Ok(())
+}
+
+/// What keeps everybody else from all of a folder, for as long as it lives.
+pub(crate) fn hold_all(folder: &Path) -> Result<Vec<File>, Failure> {
+    let mut held = SERVICES.into_iter().map(|service| lock(folder, service)).collect::<Result<Vec<_>, _>>()?;
+    let all = File::open(folder)?;
+    match all.try_lock() {
+        Ok(()) => held.push(all),
+        Err(TryLockError::WouldBlock) => {
+            return Err(Failure(format!(
+                "{} is in use by a gateway or by another command: try again when that has ended",
+                folder.display()
+            )));
+        }
+        Err(TryLockError::Error(error)) => return Err(error.into()),
+    }
+    Ok(held)
+}
+
+/// What keeps everybody else from a service's file in a folder, for as long as it lives.
+fn lock(folder: &Path, service: &str) -> Result<File, Failure> {
     let path = folder.join(format!("{service}.lock"));
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Failure(format!(
             "{} is served by another process: stop that one, or name another folder with --data",
             folder.display()

@@ -60,7 +60,7 @@ impl Forwarder {
 
     /// Sends an event once, under the id of a delivery.
     pub async fn forward(&self, delivery_id: &str, event: &str, payload: String) -> Forwarded {
-        let parcel = Parcel { delivery_id, topic: event, body: Bytes::from(payload) };
+        let parcel = Parcel { delivery_id, topic: event, body: Bytes::from(payload), traceparent: "" };
         let attempt = self.sender.send(&self.target, &self.signatures, parcel).await;
         Forwarded {
             response_status: attempt.response_status,

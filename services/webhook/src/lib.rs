@@ -11,6 +11,7 @@
 
 mod deliver;
 mod domain;
+mod figures;
 pub mod forward;
 mod housekeeping;
 mod rpc;
@@ -110,7 +111,10 @@ pub fn assemble(deps: ServiceDeps, config: WebhookConfig) -> Result<Assembled, E
         .add_service(IntakeServiceServer::new(Intake::new(store.clone())));
 
     let dispatcher = Dispatcher::new(store.clone(), sender, clock.clone(), wake, pace);
+    figures::publish();
+    let (counted, counting) = (store.clone(), clock.clone());
     let workers = vec![
+        Worker::new("webhook figures", move |shutdown| figures::sample(counted, counting, shutdown)),
         forget_answers(database.clone()),
         audit,
         Worker::new("webhook dispatcher", move |shutdown| dispatcher.run(shutdown)),

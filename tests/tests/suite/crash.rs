@@ -283,6 +283,7 @@ fn who_reaches(point: Point) -> &'static str {
         | Point::PostAfter
         | Point::OutcomeBeforeCommit
         | Point::OutcomeAfterCommit => "webhook",
+        _ => unreachable!("{point:?} is no point of an event"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whether a process lives, and whether it is ready: asked over HTTP by machines, over gRPC by meshes.
 
-use paperkey_tests::{Installation, grpc, installation::SERVICES, on_both_kinds};
+use paperkey_tests::{Installation, eventually, grpc, installation::SERVICES, on_both_kinds};
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -13,6 +13,13 @@ async fn serving(url: &str, service: &str) -> Result<i32, Code> {
     let mut client = HealthClient::new(grpc::connect(url).await);
     let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await;
     answer.map(|answer| answer.into_inner().status).map_err(|status| status.code())
+}
+
+/// Waits until the whole of a process serves: it says so a moment after it is.
+async fn serves(name: &str, url: &str) {
+    let serving =
+        || async { serving(url, "").await.ok().filter(|status| *status == i32::from(ServingStatus::Serving)) };
+    eventually(&format!("{name} serves"), serving).await;
 }
 
 async fn every_process_tells_that_it_lives_and_is_ready(install: Installation) {
@@ -29,7 +36,7 @@ async fn every_process_tells_that_it_lives_and_is_ready(install: Installation) {
 }
 
 async fn the_gateway_tells_its_health_over_grpc(install: Installation) {
-    assert_eq!(serving(&install.url(), "").await, Ok(ServingStatus::Serving.into()));
+    serves("the gateway", &install.url()).await;
     assert_eq!(serving(&install.url(), "nonsense.Service").await, Err(Code::NotFound));
 }
 
@@ -37,7 +44,7 @@ async fn the_gateway_tells_its_health_over_grpc(install: Installation) {
 async fn every_service_of_a_fleet_tells_its_health_over_grpc() {
     let Some(install) = Installation::fleet().await else { return };
     for service in SERVICES {
-        assert_eq!(serving(&install.url_of(service), "").await, Ok(ServingStatus::Serving.into()), "{service}");
+        serves(service, &install.url_of(service)).await;
     }
 }
 

@@ -122,7 +122,7 @@ async fn sharing(redis: &Redis, extra: &[(&'static str, String)]) -> Option<(Ins
         ("PAPERKEY__TIERS", "{ free = { requests_per_minute = 40 } }".to_owned()),
     ];
     environment.extend(extra.iter().cloned());
-    let settings = Settings { environment, two_licensings: true };
+    let settings = Settings { environment, two_licensings: true, ..Settings::default() };
     let install = Installation::fleet_with(settings).await?;
     let owner = install.register().await;
     let key = |api: Api| api.with_key(&owner.live_key);

@@ -27,6 +27,8 @@ use hyper_util::{
 use paperkey_kit::{
     config::{Tiers, Upstream, upstreams},
     principal::REQUEST_ID_HEADER,
+    shed::Errand,
+    telemetry,
 };
 use paperkey_proto::{Contract, Error, errors::v1::Reason, options::v1::Scope, principal::v1::Principal};
 use tokio::time::{Instant, timeout_at};
@@ -190,6 +192,8 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
+    call.span.name(|| format!("{} {}/*", telemetry::verb(&head.method), mount.prefix));
+    call.span.set("http.route", || format!("{}/*", mount.prefix));
     let has_body = !body.is_end_stream();
     let shared = gateway.config.cors_any_origin;
     if shared && edge::is_preflight(&head.method, &head.headers) {
@@ -249,7 +253,7 @@ where
         gateway.gate.count_stray(call).await?;
         return Err(ambiguous.into());
     }
-    gateway.must_be_seen(call).await?;
+    gateway.must_be_seen(Errand::Call, None, call).await?;
     let known = identified(gateway, mount, head, call).await?;
     passable(head)?;
     let (ended, length) = (body.is_end_stream(), body.size_hint().exact());
@@ -272,6 +276,9 @@ where
         mount.forward_credential,
         &principal.map(identity).unwrap_or_default(),
     )?;
+    if telemetry::exports() {
+        telemetry::inject(request.headers_mut());
+    }
     // Left to itself, hyper sends no body with a verb that reads and an unknown length, and no length with none.
     if !ended && length.is_none() {
         request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

@@ -159,16 +159,17 @@ impl Store {
             .add(teams::Column::Sandbox.eq(true))
             .add(teams::Column::ExpiresAtMs.lte(self.database.clock().now_ms()))
             .add(teams::Column::DeletedAtMs.is_null());
-        self.teams_where(over, limit).await
+        self.teams_where(over, teams::Column::ExpiresAtMs, limit).await
     }
 
     /// Deleted teams whose rows may go.
     pub(crate) async fn removable_teams(&self, limit: u64) -> Result<Vec<String>, Error> {
-        self.teams_where(Condition::all().add(self.may_be_removed()), limit).await
+        self.teams_where(Condition::all().add(self.may_be_removed()), teams::Column::DeletedAtMs, limit).await
     }
 
-    async fn teams_where(&self, condition: Condition, limit: u64) -> Result<Vec<String>, Error> {
-        let query = teams::Entity::find().filter(condition).order_by_asc(teams::Column::Id).limit(limit);
+    /// In the order of the time that the condition is about: by that they are found.
+    async fn teams_where(&self, condition: Condition, by: teams::Column, limit: u64) -> Result<Vec<String>, Error> {
+        let query = teams::Entity::find().filter(condition).order_by_asc(by).limit(limit);
         let rows = self.database.read(move |reader| async move { Ok::<_, Failure>(query.all(&reader).await?) }).await?;
         Ok(rows.into_iter().map(|team| team.id).collect())
     }

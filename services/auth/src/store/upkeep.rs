@@ -6,24 +6,40 @@ use std::collections::{BTreeMap, HashSet};
 use paperkey_proto::Error;
 use sea_orm::{
     ColumnTrait as _, Condition, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    entity::prelude::Expr, sea_query::ExprTrait as _,
+    entity::prelude::Expr,
 };
 
 use super::{
     Failure, Store, Usage,
     entities::{keys, teams},
-    keys::{ROTATION_DUE, key_of, temporary_past},
+    keys::{ROTATION_DUE, key_of},
 };
 use crate::domain::{alert::AlertKey, api_key::ApiKey};
 
 /// How many keys one step touches.
 pub(crate) const STEP: u64 = 200;
 
-const MINUTE_MS: i64 = 60_000;
+pub(super) const MINUTE_MS: i64 = 60_000;
 const DAY_MS: i64 = 24 * 60 * MINUTE_MS;
 
-/// How many days before its end a key is told of, the nearer first.
-const TOLD_DAYS: [i64; 2] = [1, 7];
+/// Keys whose rotation nobody was told of; the system key rotates itself. Written as the index over them is.
+const TO_ROTATE: &str = "rotation_told_at_ms IS NULL AND team_id IS NOT NULL AND superseded_by IS NULL \
+     AND revoked_at_ms IS NULL AND enabled AND (expires_at_ms IS NULL OR expires_at_ms > rotation_due_at_ms)";
+
+/// How many days before its end a key is told of, the nearer first; and which keys that are, those that live no longer than
+/// that aside. Written as the indexes over them are: a value that is bound says nothing to a planner.
+const TOLD: [(i64, &str); 2] = [
+    (
+        1,
+        "expiry_told <> 1 AND expires_at_ms - created_at_ms > 86400000 AND team_id IS NOT NULL \
+         AND superseded_by IS NULL AND revoked_at_ms IS NULL AND enabled",
+    ),
+    (
+        7,
+        "expiry_told = 0 AND expires_at_ms - created_at_ms > 604800000 AND team_id IS NOT NULL \
+         AND superseded_by IS NULL AND revoked_at_ms IS NULL AND enabled",
+    ),
+];
 
 impl Store {
     /// Writes down when keys were used: to the minute, and only forward; and raises what these uses give cause to. What
@@ -87,35 +103,38 @@ impl Store {
             .database
             .write(move |tx| async move {
                 let now_ms = store.database.clock().now_ms();
-                let due = keys::Entity::find()
+                let ids: Vec<String> = keys::Entity::find()
+                    .select_only()
+                    .column(keys::Column::Id)
                     .filter(keys::Column::RotationDueAtMs.lte(now_ms))
-                    .filter(keys::Column::RotationToldAtMs.is_null())
-                    // The system key rotates itself.
-                    .filter(keys::Column::TeamId.is_not_null())
-                    .filter(keys::Column::SupersededBy.is_null())
-                    .filter(keys::Column::RevokedAtMs.is_null())
-                    .filter(keys::Column::Enabled.eq(true))
-                    .filter(
-                        Condition::any()
-                            .add(keys::Column::ExpiresAtMs.is_null())
-                            .add(keys::Column::ExpiresAtMs.gt(now_ms)),
-                    )
-                    .order_by_asc(keys::Column::Id)
+                    .filter(Expr::cust(TO_ROTATE))
+                    .order_by_asc(keys::Column::RotationDueAtMs)
                     .limit(STEP)
+                    .into_tuple()
+                    .all(&tx)
+                    .await?;
+                if ids.is_empty() {
+                    return Ok::<_, Failure>(0);
+                }
+                // In the one order in which everybody locks. What was told of meanwhile is told of.
+                let due = keys::Entity::find()
+                    .filter(keys::Column::Id.is_in(ids))
+                    .filter(keys::Column::RotationDueAtMs.lte(now_ms))
+                    .filter(Expr::cust(TO_ROTATE))
+                    .order_by_asc(keys::Column::Id)
                     .lock_exclusive()
                     .all(&tx)
                     .await?;
                 let ids: Vec<String> = due.iter().map(|key| key.id.clone()).collect();
                 let told = u64::try_from(due.len()).unwrap_or(u64::MAX);
-                if ids.is_empty() {
-                    return Ok::<_, Failure>(0);
-                }
                 keys::Entity::update_many()
                     .col_expr(keys::Column::RotationToldAtMs, Expr::value(now_ms))
                     .filter(keys::Column::Id.is_in(ids))
                     .exec(&tx)
                     .await?;
-                for key in due.into_iter().filter_map(key_of) {
+                // One that has ended since is of no interest any more.
+                let living = |key: &keys::Model| key.expires_at_ms.is_none_or(|end_ms| end_ms > now_ms);
+                for key in due.into_iter().filter(living).filter_map(key_of) {
                     let team = match &key.team_id {
                         Some(team_id) => teams::Entity::find_by_id(team_id.as_str()).one(&tx).await?,
                         None => None,
@@ -137,40 +156,43 @@ impl Store {
     /// was made to live no longer than that is not told of, and so no temporary one. Says how many.
     pub(crate) async fn tell_expiries(&self) -> Result<u64, Error> {
         let (mut told, mut after_days) = (0, 0);
-        for days in TOLD_DAYS {
-            told += self.tell_expiries_between(after_days, days).await?;
+        for (days, untold) in TOLD {
+            told += self.tell_expiries_between(after_days, days, untold).await?;
             after_days = days;
         }
         Ok(told)
     }
 
-    async fn tell_expiries_between(&self, after_days: i64, days: i64) -> Result<u64, Error> {
+    async fn tell_expiries_between(&self, after_days: i64, days: i64, untold: &'static str) -> Result<u64, Error> {
         let store = self.clone();
         let told = self
             .database
             .write(move |tx| async move {
                 let now_ms = store.database.clock().now_ms();
                 let in_ms = |days: i64| now_ms.saturating_add(days * DAY_MS);
-                let lifetime = Expr::col(keys::Column::ExpiresAtMs).sub(Expr::col(keys::Column::CreatedAtMs));
-                let near = keys::Entity::find()
+                let ids: Vec<String> = keys::Entity::find()
+                    .select_only()
+                    .column(keys::Column::Id)
                     .filter(keys::Column::ExpiresAtMs.gt(in_ms(after_days)))
                     .filter(keys::Column::ExpiresAtMs.lte(in_ms(days)))
-                    .filter(lifetime.gt(days * DAY_MS))
-                    // Zero where nothing was told yet.
-                    .filter(keys::Column::ExpiryTold.is_not_in(TOLD_DAYS.into_iter().filter(|told| *told <= days)))
-                    .filter(keys::Column::TeamId.is_not_null())
-                    .filter(keys::Column::SupersededBy.is_null())
-                    .filter(keys::Column::RevokedAtMs.is_null())
-                    .filter(keys::Column::Enabled.eq(true))
-                    .order_by_asc(keys::Column::Id)
+                    .filter(Expr::cust(untold))
+                    .order_by_asc(keys::Column::ExpiresAtMs)
                     .limit(STEP)
+                    .into_tuple()
+                    .all(&tx)
+                    .await?;
+                if ids.is_empty() {
+                    return Ok::<_, Failure>(0);
+                }
+                // In the one order in which everybody locks. What was told of meanwhile is told of.
+                let near = keys::Entity::find()
+                    .filter(keys::Column::Id.is_in(ids))
+                    .filter(Expr::cust(untold))
+                    .order_by_asc(keys::Column::Id)
                     .lock_exclusive()
                     .all(&tx)
                     .await?;
                 let told = u64::try_from(near.len()).unwrap_or(u64::MAX);
-                if told == 0 {
-                    return Ok::<_, Failure>(0);
-                }
                 keys::Entity::update_many()
                     .col_expr(keys::Column::ExpiryTold, Expr::value(days))
                     .filter(keys::Column::Id.is_in(near.iter().map(|key| key.id.as_str())))
@@ -190,33 +212,22 @@ impl Store {
     /// Forgets some keys that were revoked or have expired long ago. Says how many.
     pub(crate) async fn purge_keys(&self) -> Result<u64, Error> {
         let now_ms = self.database.clock().now_ms();
-        let before_ms = ApiKey::listed_since_ms(now_ms);
-        let temporary_before_ms = ApiKey::temporary_listed_since_ms(now_ms);
         let purged = self
             .database
             .write(move |tx| async move {
-                let temporary = Condition::all()
-                    .add(keys::Column::Temporary.eq(true))
-                    .add(temporary_past(temporary_before_ms).not());
-                let long_gone = Condition::any()
-                    .add(keys::Column::RevokedAtMs.lte(before_ms))
-                    .add(keys::Column::ExpiresAtMs.lte(before_ms))
-                    .add(temporary);
-                let ids: Vec<String> = keys::Entity::find()
-                    .select_only()
-                    .column(keys::Column::Id)
-                    .filter(long_gone.clone())
-                    .limit(STEP)
-                    .into_tuple()
-                    .all(&tx)
-                    .await?;
+                let mut ids: Vec<String> = Vec::new();
+                // One by one, since each has an index of its own.
+                for gone in long_gone(now_ms) {
+                    let query = keys::Entity::find().select_only().column(keys::Column::Id).filter(gone).limit(STEP);
+                    ids.extend(query.into_tuple::<String>().all(&tx).await?);
+                }
                 if ids.is_empty() {
                     return Ok::<_, Failure>(0);
                 }
                 let gone = keys::Entity::delete_many()
                     .filter(keys::Column::Id.is_in(ids))
                     // A key whose end was moved meanwhile stays.
-                    .filter(long_gone)
+                    .filter(long_gone(now_ms).into_iter().fold(Condition::any(), Condition::add))
                     .exec(&tx)
                     .await?;
                 Ok(gone.rows_affected)
@@ -224,4 +235,18 @@ impl Store {
             .await?;
         Ok(purged)
     }
+}
+
+/// What makes a key one that ended long ago, of which nobody wants to know any more.
+fn long_gone(now_ms: i64) -> [Condition; 4] {
+    let before_ms = ApiKey::listed_since_ms(now_ms);
+    let temporary_end_ms = ApiKey::temporary_listed_since_ms(now_ms);
+    // Written as the indexes over them are: a value that is bound says nothing to a planner.
+    let temporary = || Condition::all().add(Expr::col((keys::Entity, keys::Column::Temporary)));
+    [
+        Condition::all().add(keys::Column::RevokedAtMs.lte(before_ms)),
+        Condition::all().add(keys::Column::ExpiresAtMs.lte(before_ms)),
+        temporary().add(keys::Column::CreatedAtMs.lte(ApiKey::temporary_made_since_ms(temporary_end_ms))),
+        temporary().add(keys::Column::ExpiresAtMs.lte(temporary_end_ms)),
+    ]
 }

@@ -23,11 +23,13 @@ use super::{
     Failure, Store,
     entities::{alerts, key_networks, keys, product_keys},
     keys::key_of,
+    upkeep::MINUTE_MS,
 };
 use crate::domain::{
     alert::{
         AlertKey, Burst, MAX_NETWORKS, MAX_NOBODYS, NETWORK_KNOWN_MS, NewAlert, OVERLAP_GRACE_MS, cause_word, hour_of,
     },
+    api_key::ApiKey,
     key::KeyKind,
 };
 
@@ -60,6 +62,9 @@ impl Store {
         if let (Some(successor), Some(rotated_at_ms)) = (&key.superseded_by, key.rotated_at_ms) {
             let since_ms = rotated_at_ms.saturating_add(OVERLAP_GRACE_MS);
             for usage in uses.iter().filter(|usage| usage.at_ms > since_ms) {
+                if is_recorded(tx, &key, usage).await? {
+                    continue;
+                }
                 let alert = known.still_used(successor, key.terms.expires_at_ms, usage.network.as_deref());
                 self.raise(tx, &known.tenant, alert).await?;
             }
@@ -208,6 +213,9 @@ async fn keys_in_alerts(
     connection: &impl ConnectionTrait,
     ids: &[&str],
 ) -> Result<BTreeMap<String, AlertKey>, DbError> {
+    if ids.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let keys = keys::Entity::find().filter(keys::Column::Id.is_in(ids.iter().copied())).all(connection).await?;
     let pairs = product_keys::Entity::find()
         .filter(product_keys::Column::Id.is_in(ids.iter().copied()))
@@ -223,6 +231,15 @@ async fn keys_in_alerts(
     });
     let known = keys.chain(pairs.into_iter().filter_map(pair_in_alerts));
     Ok(known.map(|key| (key.id.clone(), key)).collect())
+}
+
+/// Whether a use of a key was told of before, as far as is remembered: whoever has no answer tells of it again.
+async fn is_recorded(tx: &Tx, key: &ApiKey, usage: &Usage) -> Result<bool, DbError> {
+    let Some(network) = &usage.network else {
+        return Ok(key.last_used_at_ms.is_some_and(|last_ms| usage.at_ms / MINUTE_MS * MINUTE_MS <= last_ms));
+    };
+    let seen = key_networks::Entity::find_by_id((key.id.clone(), network.clone())).one(tx).await?;
+    Ok(seen.is_some_and(|seen| seen.last_seen_ms >= usage.at_ms))
 }
 
 /// Remembers that a key, whose row is held, was used from a network.

@@ -40,7 +40,7 @@ pub fn relay(database: Database, name: &'static str, auth: &Channel, signer: Sig
     let client = AuditIntakeServiceClient::new(auth.as_service(name, signer, None));
     Worker::new("audit relay", move |shutdown| {
         let holder = new_id("proc", database.clock());
-        Relay { leases: Leases::new(database.clone()), database, holder, client }.run(shutdown)
+        Relay { leases: Leases::new(database.clone()), database: database.patient(), holder, client }.run(shutdown)
     })
 }
 

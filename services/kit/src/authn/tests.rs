@@ -503,7 +503,8 @@ async fn many_uses_go_in_batches_and_no_more_wait_than_fit() {
 async fn workers_end_when_they_are_told_to() {
     let world = World::new().await;
     let (handle, shutdown) = crate::shutdown::channel();
-    let watch = tokio::spawn(Arc::clone(&world.authenticator).watch(shutdown.clone()));
+    let watch =
+        tokio::spawn(Arc::clone(&world.authenticator).watch(Rhythm::every(super::POLL_INTERVAL), shutdown.clone()));
     let hand_over = tokio::spawn(Arc::clone(world.authenticator.uses()).hand_over(shutdown));
     handle.shut_down();
     watch.await.unwrap();

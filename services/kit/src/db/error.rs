@@ -32,6 +32,9 @@ pub enum DbError {
     /// again is sound, because nothing of the job was kept.
     #[error("database busy: {0}")]
     Busy(String),
+    /// So many jobs wait already that this one was not begun. It is not a fault that anybody should look into.
+    #[error("database busy: too many jobs wait")]
+    Overloaded,
     /// The database cannot be reached or cannot write. When this is the answer
     /// to a commit, whether it took place is unknown.
     #[error("database unavailable: {0}")]
@@ -49,7 +52,7 @@ impl DbError {
 
     /// Whether doing the same again may succeed.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Busy(_))
+        matches!(self, Self::Busy(_) | Self::Overloaded)
     }
 
     pub(crate) fn busy(why: impl Into<String>) -> Self {
@@ -77,6 +80,21 @@ impl DbError {
 /// SQLite half here does not use.
 pub fn is_unique_violation(error: &DbErr) -> bool {
     DbError::from(error).is_unique_violation()
+}
+
+/// Whether a statement failed because the connection that it was given was dead: cut, or ended by a server that has
+/// since been started again. Where nothing was done before on that connection, another may be tried.
+pub(crate) fn is_dead_connection(error: &DbErr) -> bool {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
+        return false;
+    };
+    match &**error {
+        SqlxError::Io(_) => true,
+        SqlxError::Database(database) => {
+            database.code().is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P05" | "25P03"))
+        }
+        _ => false,
+    }
 }
 
 impl From<DbErr> for DbError {

@@ -6,15 +6,21 @@
 //! cannot be, and an advisory lock lets one process migrate while others wait
 //! for it.
 //!
+//! What wants a table to itself on PostgreSQL does not wait for it for long:
+//! everybody who comes later waits behind it. It gives up, lets the others
+//! pass, and tries again. What is built beside all others waits for as long as
+//! it takes.
+//!
+//! A schema that is newer than the program is good enough, and nothing is done
+//! about it: that is how the release before is gone back to.
+//!
 //! Deliberately absent: migrating while opening. A fleet migrates once, by
 //! decision, before it rolls; the embedded default calls it before serving.
 
 use std::{
     collections::BTreeSet,
     fmt,
-    future::Future,
     path::Path,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,8 +30,7 @@ use std::{
 
 use async_trait::async_trait;
 use sea_orm::{
-    ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, ProxyDatabaseTrait, ProxyExecResult, ProxyRow,
-    Statement,
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ProxyDatabaseTrait, ProxyExecResult, ProxyRow, Statement,
 };
 use sea_orm_migration::MigratorTrait;
 
@@ -36,6 +41,13 @@ use super::{
 
 /// A migration may rebuild a large table.
 const MIGRATION_LIMIT: Duration = Duration::from_hours(1);
+
+/// How long a migration waits for a table on PostgreSQL, and with it everybody who wants that table.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
+
+/// How often it is tried, and how long others are let pass before it is tried again.
+const TRIES: u32 = 10;
+const BETWEEN_TRIES: Duration = Duration::from_secs(2);
 
 /// How often is looked whether another migrator is done.
 const LOOK_FOR_LOCK: Duration = Duration::from_millis(200);
@@ -61,6 +73,11 @@ pub enum MigrationState {
     Unknown,
 }
 
+/// The names of the migrations that a program knows, in their order.
+pub fn migration_names<M: MigratorTrait>() -> Vec<String> {
+    M::migrations().iter().map(|migration| migration.name().to_owned()).collect()
+}
+
 #[derive(Clone, Copy)]
 enum Step {
     Up,
@@ -68,19 +85,100 @@ enum Step {
 }
 
 impl Step {
-    fn run<'c, M: MigratorTrait + 'static>(
+    /// Migrates, one migration after another.
+    async fn run<M: MigratorTrait + 'static>(self, connection: &DatabaseConnection) -> Result<(), DbErr> {
+        for in_transaction in self.plan::<M>(recorded::<M>(connection).await?)? {
+            self.run_one::<M>(connection, in_transaction).await?;
+        }
+        Ok(())
+    }
+
+    /// What is to be done to a database that has these migrations: of each in turn, whether it is a transaction.
+    fn plan<M: MigratorTrait>(self, mut recorded: BTreeSet<String>) -> Result<Vec<bool>, DbErr> {
+        let migrations = M::migrations();
+        let (applied, pending): (Vec<_>, Vec<_>) =
+            migrations.iter().partition(|migration| recorded.remove(migration.name()));
+        let alone = Some(false);
+        // What is left is of a newer release, or of another.
+        let refused = match (self, recorded.first(), pending.first()) {
+            (Self::Up, Some(strange), Some(lacking)) => {
+                format!(
+                    "it has {strange}, which this release does not know, and lacks {}: use the release that made it",
+                    lacking.name()
+                )
+            }
+            (Self::Down(_), Some(strange), _) => {
+                format!(
+                    "it has {strange}, which this release does not know: take that back with the release that made it"
+                )
+            }
+            (Self::Up, ..) => {
+                return Ok(pending.iter().map(|migration| migration.use_transaction() != alone).collect());
+            }
+            (Self::Down(steps), None, _) => {
+                let steps = usize::try_from(steps).unwrap_or(usize::MAX);
+                return Ok(applied
+                    .iter()
+                    .rev()
+                    .take(steps)
+                    .map(|migration| migration.use_transaction() != alone)
+                    .collect());
+            }
+        };
+        Err(DbError::internal(format!("the schema is not one of this release: {refused}")).into_orm())
+    }
+
+    /// The next migration, and on PostgreSQL again where others would not let go of a table.
+    async fn run_one<M: MigratorTrait + 'static>(
         self,
-        connection: &'c DatabaseConnection,
-    ) -> Pin<Box<dyn Future<Output = Result<(), DbErr>> + Send + 'c>> {
-        match self {
-            Self::Up => M::up(connection, None),
-            Self::Down(steps) => M::down(connection, Some(steps)),
+        connection: &DatabaseConnection,
+        in_transaction: bool,
+    ) -> Result<(), DbErr> {
+        let is_shared = connection.get_database_backend() == DbBackend::Postgres;
+        if is_shared {
+            let limit = if in_transaction { LOCK_LIMIT.as_millis() } else { 0 };
+            connection.execute_unprepared(&format!("SET lock_timeout = {limit}")).await?;
+        }
+        let mut tries = 1;
+        loop {
+            let outcome = match self {
+                Self::Up => M::up(connection, Some(1)).await,
+                Self::Down(_) => M::down(connection, Some(1)).await,
+            };
+            match outcome {
+                Err(error) if is_shared && in_transaction && tries < TRIES && DbError::from(&error).is_retryable() => {
+                    tracing::warn!(%error, tries, "a migration lets others pass, and is tried again");
+                    tries += 1;
+                    tokio::time::sleep(BETWEEN_TRIES).await;
+                }
+                outcome => return outcome,
+            }
         }
     }
 }
 
+/// The names of the migrations that a database has. Works on an empty one.
+async fn recorded<M: MigratorTrait>(connection: &impl ConnectionTrait) -> Result<BTreeSet<String>, DbErr> {
+    let table = M::migration_table_name().to_string();
+    let backend = connection.get_database_backend();
+    let probe = match backend {
+        DbBackend::Postgres => {
+            "SELECT tablename AS name FROM pg_tables \
+             WHERE schemaname = current_schema() AND tablename = $1"
+        }
+        _ => "SELECT name FROM sqlite_master WHERE type = 'table' AND name = $1",
+    };
+    let probe = Statement::from_sql_and_values(backend, probe, [table.clone().into()]);
+    if connection.query_one_raw(probe).await?.is_none() {
+        return Ok(BTreeSet::new());
+    }
+    let list = Statement::from_string(backend, format!("SELECT version FROM \"{table}\""));
+    connection.query_all_raw(list).await?.iter().map(|row| row.try_get("", "version")).collect()
+}
+
 impl Database {
-    /// Applies all pending migrations.
+    /// Applies all pending migrations. A schema that is newer than this program stays as it is; one that is of neither
+    /// is refused.
     pub async fn migrate_up<M: MigratorTrait + 'static>(&self) -> Result<(), DbError> {
         self.migrate::<M>(Step::Up).await
     }
@@ -93,7 +191,9 @@ impl Database {
     /// All migrations, those this program knows first, in their order. Changes
     /// nothing, and works on an empty database.
     pub async fn migration_status<M: MigratorTrait>(&self) -> Result<Vec<MigrationStatus>, DbError> {
-        let mut applied = self.applied(M::migration_table_name().to_string()).await?;
+        // Readiness asks for this, and is not to be lost to load.
+        let mut applied =
+            self.read_vital(|reader| async move { recorded::<M>(&reader).await.map_err(DbError::from) }).await?;
         let mut all: Vec<MigrationStatus> = M::migrations()
             .iter()
             .map(|migration| {
@@ -126,36 +226,13 @@ impl Database {
                     .await
                     .map_err(|_| DbError::internal("a migration panicked"))?
             }
-            (Backend::Postgres(_), DatabaseUrl::Postgres(url)) => in_schema::<M>(url, self.shared.service, step).await,
-            (Backend::Postgres(_), DatabaseUrl::Sqlite { .. }) => {
+            (Backend::Postgres { .. }, DatabaseUrl::Postgres(url)) => {
+                in_schema::<M>(url, self.shared.service, step).await
+            }
+            (Backend::Postgres { .. }, DatabaseUrl::Sqlite { .. }) => {
                 Err(DbError::internal("the engine does not fit the URL"))
             }
         }
-    }
-
-    async fn applied(&self, table: String) -> Result<BTreeSet<String>, DbError> {
-        self.read(|reader| async move {
-            let backend = reader.get_database_backend();
-            let probe = match backend {
-                DbBackend::Postgres => {
-                    "SELECT tablename AS name FROM pg_tables \
-                     WHERE schemaname = current_schema() AND tablename = $1"
-                }
-                _ => "SELECT name FROM sqlite_master WHERE type = 'table' AND name = $1",
-            };
-            let probe = Statement::from_sql_and_values(backend, probe, [table.clone().into()]);
-            if reader.query_one_raw(probe).await?.is_none() {
-                return Ok(BTreeSet::new());
-            }
-            let list = format!("SELECT version FROM \"{table}\"");
-            reader
-                .query_all_raw(Statement::from_string(backend, list))
-                .await?
-                .iter()
-                .map(|row| row.try_get("", "version").map_err(DbError::from))
-                .collect()
-        })
-        .await
     }
 }
 

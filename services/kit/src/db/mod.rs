@@ -23,13 +23,16 @@
 //! retries, since only the caller knows whether twice is once.
 
 mod error;
+mod figures;
 mod idempotency;
 mod migrate;
 mod postgres;
 mod sqlite;
+mod statements;
 mod tx;
 
 use std::{
+    any::type_name,
     collections::HashMap,
     fmt,
     future::Future,
@@ -43,13 +46,21 @@ use std::{
 
 use parking_lot::Mutex;
 use sea_orm::{ConnectionTrait as _, Statement};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::clock::Clock;
+use crate::{
+    changes::bell::{Bell, Rhythm},
+    clock::Clock,
+};
+
+use figures::Measured;
 
 pub use error::{DbError, is_unique_violation};
+pub use figures::{Figures, JobKind, OutboxFigures, PoolFigures};
 pub use idempotency::{StoredAnswer, find_answer, prune_answers};
-pub use migrate::{MigrationState, MigrationStatus};
+pub use migrate::{MigrationState, MigrationStatus, migration_names};
+pub use sqlite::{Copied, Snapshot, Snapshots};
+pub use statements::{Recorded, Statements};
 pub(crate) use tx::{ANSWER_IS_KEPT, AUDIT_WAKER};
 pub use tx::{AuditEntry, IdempotencyRow, OutboxMessage, Reader, Tx};
 
@@ -83,6 +94,18 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
+/// Which connections a job may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Those that callers share.
+    Usual,
+    /// One that no caller takes.
+    Vital,
+}
+
+/// How many jobs may wait for each connection of a pool. What comes after them would be answered too late for anybody.
+const WAITING_FOR_EACH: usize = 64;
+
 /// How to open a database. [`DatabaseOptions::new`] fills in what rarely
 /// matters.
 #[derive(Clone)]
@@ -94,10 +117,11 @@ pub struct DatabaseOptions {
     pub url: DatabaseUrl,
     /// Gives the times that the storage layer itself writes.
     pub clock: Clock,
-    /// Connections of the pool on PostgreSQL, readers on SQLite.
+    /// Connections of the pool on PostgreSQL, readers on SQLite. One more is for [`Database::read_vital`].
     pub max_connections: u32,
-    /// How long a job waits for a connection, a reader or a place in the
-    /// writer's queue before it is refused as [`DbError::Busy`].
+    /// How long a job waits for a connection or a reader before it is refused
+    /// as [`DbError::Busy`]. Where too many wait already, it is refused at once
+    /// as [`DbError::Overloaded`].
     pub acquire_timeout: Duration,
     /// How long one job may run.
     pub job_timeout: Duration,
@@ -106,6 +130,10 @@ pub struct DatabaseOptions {
     /// Whether [`Tx::changed`] writes to the feed. A service whose caches live
     /// in the one process that owns the file needs no feed.
     pub feed: bool,
+    /// Rung by each commit that writes to the feed.
+    pub bell: Option<Bell>,
+    /// Keeps what the database is asked; only where plans are judged, in tests.
+    pub statements: Option<Arc<Statements>>,
 }
 
 impl DatabaseOptions {
@@ -120,6 +148,8 @@ impl DatabaseOptions {
             job_timeout: Duration::from_secs(15),
             queue_len: 4096,
             feed: true,
+            bell: None,
+            statements: None,
         }
     }
 }
@@ -151,6 +181,8 @@ pub struct DbStats {
     pub write_statements: u64,
     /// Commits. On SQLite fewer than jobs, since a group shares one.
     pub commits: u64,
+    /// Jobs that were refused because too many waited.
+    pub refused: u64,
 }
 
 impl DbStats {
@@ -168,6 +200,7 @@ pub(crate) struct Counters {
     write_jobs: AtomicU64,
     write_statements: AtomicU64,
     commits: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Counters {
@@ -190,6 +223,7 @@ impl Counters {
             write_jobs: self.write_jobs.load(Ordering::Relaxed),
             write_statements: self.write_statements.load(Ordering::Relaxed),
             commits: self.commits.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
         }
     }
 }
@@ -199,13 +233,42 @@ pub(crate) struct Shared {
     service: &'static str,
     clock: Clock,
     feed: bool,
+    bell: Option<Bell>,
     acquire_timeout: Duration,
     job_timeout: Duration,
     counters: Counters,
+    figures: Figures,
+    statements: Option<Arc<Statements>>,
+    /// Room for those who use a connection and those who wait for one.
+    room: Arc<Semaphore>,
+    max_connections: u32,
     wakers: Mutex<HashMap<&'static str, Arc<Notify>>>,
 }
 
 impl Shared {
+    fn record(&self, origin: &'static str, statement: &Statement) {
+        if let Some(statements) = &self.statements {
+            statements.record(origin, statement);
+        }
+    }
+
+    /// Room for a job, or a refusal where too many wait already. Who is patient waits for it as long as for a connection.
+    async fn room(&self, is_patient: bool) -> Result<OwnedSemaphorePermit, DbError> {
+        match Arc::clone(&self.room).try_acquire_owned() {
+            Err(_) if is_patient => {
+                let room = tokio::time::timeout(self.acquire_timeout, Arc::clone(&self.room).acquire_owned()).await;
+                room.ok().and_then(Result::ok).ok_or_else(|| self.overloaded())
+            }
+            room => room.map_err(|_| self.overloaded()),
+        }
+    }
+
+    /// Notes that a job is refused.
+    fn overloaded(&self) -> DbError {
+        self.counters.refused.fetch_add(1, Ordering::Relaxed);
+        DbError::Overloaded
+    }
+
     fn waker(&self, target: &'static str) -> Arc<Notify> {
         Arc::clone(self.wakers.lock().entry(target).or_default())
     }
@@ -217,12 +280,14 @@ pub struct Database {
     backend: Backend,
     shared: Arc<Shared>,
     url: DatabaseUrl,
+    /// Whether its jobs wait where there is no room for them.
+    is_patient: bool,
 }
 
 #[derive(Clone)]
 enum Backend {
     Sqlite { writer: Arc<sqlite::Writer>, readers: Arc<sqlite::Readers>, path: PathBuf },
-    Postgres(sea_orm::DatabaseConnection),
+    Postgres { pool: sea_orm::DatabaseConnection, vital: sea_orm::DatabaseConnection },
 }
 
 impl fmt::Debug for Database {
@@ -245,13 +310,19 @@ impl Database {
         if options.service.is_empty() || !options.service.bytes().all(plain) {
             return Err(DbError::internal("a service is named by lower-case letters and underscores"));
         }
+        let connections = usize::try_from(options.max_connections).unwrap_or(usize::MAX).clamp(1, 10_000);
         let shared = Arc::new(Shared {
+            room: Arc::new(Semaphore::new(connections * (1 + WAITING_FOR_EACH))),
+            max_connections: options.max_connections,
             service: options.service,
             clock: options.clock.clone(),
             feed: options.feed,
+            bell: options.bell.clone(),
             acquire_timeout: options.acquire_timeout,
             job_timeout: options.job_timeout,
             counters: Counters::default(),
+            figures: Figures::default(),
+            statements: options.statements.clone(),
             wakers: Mutex::default(),
         });
         let backend = match &options.url {
@@ -270,17 +341,27 @@ impl Database {
                     sqlite::Writer::start(options.service, connection, options.queue_len.max(1), Arc::clone(&shared))?;
                 Backend::Sqlite { writer: Arc::new(writer), readers: Arc::new(readers), path }
             }
-            DatabaseUrl::Postgres(url) => Backend::Postgres(postgres::pool(url, &options).await?),
+            DatabaseUrl::Postgres(url) => Backend::Postgres {
+                pool: postgres::pool(url, &options, options.max_connections.max(1)).await?,
+                vital: postgres::pool(url, &options, 1).await?,
+            },
         };
-        Ok(Self { backend, shared, url: options.url })
+        Ok(Self { backend, shared, url: options.url, is_patient: false })
     }
 
     /// Which engine this is.
     pub fn engine(&self) -> Engine {
         match self.backend {
             Backend::Sqlite { .. } => Engine::Sqlite,
-            Backend::Postgres(_) => Engine::Postgres,
+            Backend::Postgres { .. } => Engine::Postgres,
         }
+    }
+
+    /// The same database, whose jobs wait for room where those of callers are refused: for what nobody waits for and
+    /// there is little of, such as leases.
+    pub(crate) fn patient(mut self) -> Self {
+        self.is_patient = true;
+        self
     }
 
     /// The clock whose times this database writes.
@@ -301,13 +382,37 @@ impl Database {
         E: From<DbError> + Send + 'static,
     {
         self.shared.counters.read_jobs.fetch_add(1, Ordering::Relaxed);
-        match &self.backend {
-            Backend::Sqlite { readers, .. } => readers.run(job).await,
-            Backend::Postgres(pool) => {
-                let reader = Reader::pool(pool.clone(), Arc::clone(&self.shared));
+        let measured = Measured::begins(&self.shared, JobKind::Read);
+        measured.ended(match &self.backend {
+            Backend::Sqlite { readers, .. } => readers.run(Lane::Usual, job, self.is_patient).await,
+            Backend::Postgres { pool, .. } => match self.shared.room(self.is_patient).await {
+                Ok(_room) => {
+                    let reader = Reader::pool(pool.clone(), Arc::clone(&self.shared), type_name::<F>());
+                    postgres::limited(&self.shared, job(reader)).await
+                }
+                Err(full) => Err(full.into()),
+            },
+        })
+    }
+
+    /// The same, on a connection of its own: however many callers wait, this waits for none of them. For the little that
+    /// everything else stands on, such as what others may no longer trust; a few short statements at a time.
+    pub async fn read_vital<T, E, F, Fut>(&self, job: F) -> Result<T, E>
+    where
+        F: FnOnce(Reader) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        self.shared.counters.read_jobs.fetch_add(1, Ordering::Relaxed);
+        let measured = Measured::begins(&self.shared, JobKind::Read);
+        measured.ended(match &self.backend {
+            Backend::Sqlite { readers, .. } => readers.run(Lane::Vital, job, self.is_patient).await,
+            Backend::Postgres { vital, .. } => {
+                let reader = Reader::pool(vital.clone(), Arc::clone(&self.shared), type_name::<F>());
                 postgres::limited(&self.shared, job(reader)).await
             }
-        }
+        })
     }
 
     /// Runs a reading job which sees one snapshot on both engines.
@@ -319,10 +424,14 @@ impl Database {
         E: From<DbError> + Send + 'static,
     {
         self.shared.counters.read_jobs.fetch_add(1, Ordering::Relaxed);
-        match &self.backend {
-            Backend::Sqlite { readers, .. } => readers.run(job).await,
-            Backend::Postgres(pool) => postgres::snapshot(pool, &self.shared, job).await,
-        }
+        let measured = Measured::begins(&self.shared, JobKind::Read);
+        measured.ended(match &self.backend {
+            Backend::Sqlite { readers, .. } => readers.run(Lane::Usual, job, self.is_patient).await,
+            Backend::Postgres { pool, .. } => match self.shared.room(self.is_patient).await {
+                Ok(_room) => postgres::snapshot(pool, &self.shared, job).await,
+                Err(full) => Err(full.into()),
+            },
+        })
     }
 
     /// Runs a job in a transaction, writes what it collected, commits, runs its
@@ -338,20 +447,26 @@ impl Database {
         E: From<DbError> + Send + 'static,
     {
         self.shared.counters.write_jobs.fetch_add(1, Ordering::Relaxed);
-        match &self.backend {
-            Backend::Sqlite { writer, .. } => writer.run(job).await,
-            Backend::Postgres(pool) => postgres::write(pool, &self.shared, job).await,
-        }
+        let measured = Measured::begins(&self.shared, JobKind::Write);
+        measured.ended(match &self.backend {
+            Backend::Sqlite { writer, .. } => writer.run(job, self.is_patient).await,
+            Backend::Postgres { pool, .. } => postgres::write(pool, &self.shared, job, self.is_patient).await,
+        })
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers, to whoever waits in turn.
     pub async fn ping(&self) -> Result<(), DbError> {
-        self.read(|reader| async move {
-            let statement = Statement::from_string(reader.get_database_backend(), "SELECT 1 AS up");
-            reader.query_one_raw(statement).await?;
-            Ok(())
-        })
-        .await
+        self.read(answers).await
+    }
+
+    /// Whether the database answers, however many wait for it.
+    pub(crate) async fn is_there(&self) -> Result<(), DbError> {
+        self.read_vital(answers).await
+    }
+
+    /// When to ask for the changes of this database next: every so often, and when its bell rings.
+    pub fn rhythm(&self, interval: Duration) -> Rhythm {
+        Rhythm::every(interval).hastened_by(self.shared.bell.as_ref(), self.shared.service)
     }
 
     /// What was done so far.
@@ -359,14 +474,36 @@ impl Database {
         self.shared.counters.stats()
     }
 
+    /// How busy its connections are.
+    pub fn pool(&self) -> PoolFigures {
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (max, open, idle, elsewhere) = match &self.backend {
+            Backend::Sqlite { writer, readers, .. } => {
+                let (max, open, idle) = readers.count();
+                (number(max), number(open), number(idle), number(writer.waiting()))
+            }
+            Backend::Postgres { pool, vital } => {
+                let (pool, vital) = (pool.get_postgres_connection_pool(), vital.get_postgres_connection_pool());
+                let vital = vital.size().saturating_sub(number(vital.num_idle()));
+                (self.shared.max_connections, pool.size(), number(pool.num_idle()), vital)
+            }
+        };
+        let writer_queue = (self.engine() == Engine::Sqlite).then_some(elsewhere);
+        // On SQLite the writer's jobs hold no reader; they are in its queue.
+        let jobs = u32::try_from(self.shared.figures.in_flight()).unwrap_or(0);
+        let waiting = jobs.saturating_sub(elsewhere).saturating_sub(open.saturating_sub(idle));
+        PoolFigures { max, open, idle, waiting, writer_queue }
+    }
+
     /// Refuses new work, finishes what was submitted, and lets go of the
     /// database. Holds for all clones of this handle.
     pub async fn close(self) {
         match &self.backend {
             Backend::Sqlite { writer, .. } => writer.close().await,
-            Backend::Postgres(pool) => {
-                // The pool waits for connections in use to come back.
+            Backend::Postgres { pool, vital } => {
+                // A pool waits for connections in use to come back.
                 let _ = pool.clone().close().await;
+                let _ = vital.clone().close().await;
             }
         }
     }
@@ -375,4 +512,11 @@ impl Database {
     pub(crate) fn waker(&self, target: &'static str) -> Arc<Notify> {
         self.shared.waker(target)
     }
+}
+
+/// The least that a database can be asked.
+async fn answers(reader: Reader) -> Result<(), DbError> {
+    let statement = Statement::from_string(reader.get_database_backend(), "SELECT 1 AS up");
+    reader.query_one_raw(statement).await?;
+    Ok(())
 }

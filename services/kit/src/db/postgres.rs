@@ -1,24 +1,41 @@
 //! The PostgreSQL half: a bounded pool, one transaction a job.
 //!
+//! A server that was started again leaves a pool of dead connections behind. The
+//! first statement on each finds that out. Where it begins a transaction, another
+//! connection is tried: as often as there are connections that may be dead, and
+//! once more. A read that failed at once is tried again, once, on a connection
+//! that is known to live: it may be what has ended the first. A COMMIT is never
+//! tried twice.
+//!
 //! Deliberately absent: a ping before each use of a connection. It would double
 //! the round trips to find out what the statement itself finds out.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    any::type_name,
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use sea_orm::{
-    AccessMode, ConnectOptions, DatabaseConnection, IsolationLevel, TransactionTrait as _,
+    AccessMode, ConnectOptions, DatabaseConnection, DatabaseTransaction, DbErr, IsolationLevel, TransactionTrait as _,
     sqlx::{AssertSqlSafe, Executor as _},
 };
-use tracing::Instrument as _;
 
-use super::{DatabaseOptions, DbError, Reader, Shared, Tx, tx, tx::TxCore};
-use crate::fail_point::{self, Point};
+use super::{DatabaseOptions, DbError, Engine, Reader, Shared, Tx, error::is_dead_connection, tx, tx::TxCore};
+use crate::{
+    fail_point::{self, Point},
+    telemetry,
+};
 
-/// A pool whose connections work in the service's own schema.
-pub(super) async fn pool(url: &str, options: &DatabaseOptions) -> Result<DatabaseConnection, DbError> {
+/// What was given a dead connection fails as soon. What fails later was being done.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+/// A pool of at most that many connections, which work in the service's own schema.
+pub(super) async fn pool(url: &str, options: &DatabaseOptions, most: u32) -> Result<DatabaseConnection, DbError> {
     let mut connect = ConnectOptions::new(url);
     connect
-        .max_connections(options.max_connections.max(1))
+        .max_connections(most)
         .min_connections(0)
         .acquire_timeout(options.acquire_timeout)
         .idle_timeout(Duration::from_mins(5))
@@ -64,6 +81,33 @@ pub(super) async fn migration_connection(url: &str, service: &str) -> Result<Dat
     Ok(sea_orm::Database::connect(connect).await?)
 }
 
+/// Whether a statement of its own, which reads, may be given another connection: the first that it had was dead.
+pub(super) fn is_worth_another(began: Instant, error: &DbErr) -> bool {
+    is_dead_connection(error) && began.elapsed() < AT_ONCE
+}
+
+/// A connection that lives: it has begun a transaction, which is rolled back when this goes.
+pub(super) async fn living(pool: &DatabaseConnection, shared: &Shared) -> Result<DatabaseTransaction, DbErr> {
+    begin(pool, shared, Some((IsolationLevel::ReadCommitted, AccessMode::ReadOnly))).await
+}
+
+/// Begins a transaction on a living connection.
+async fn begin(
+    pool: &DatabaseConnection,
+    shared: &Shared,
+    kind: Option<(IsolationLevel, AccessMode)>,
+) -> Result<DatabaseTransaction, DbErr> {
+    let (isolation, access) = kind.unzip();
+    // All of the pool may be dead, but none that is opened after that.
+    for _ in 0..shared.max_connections {
+        match pool.begin_with_config(isolation, access).await {
+            Err(error) if is_dead_connection(&error) => {}
+            outcome => return outcome,
+        }
+    }
+    pool.begin_with_config(isolation, access).await
+}
+
 /// Gives a job the time it may have.
 pub(super) async fn limited<T, E: From<DbError>>(
     shared: &Shared,
@@ -82,27 +126,34 @@ where
     Fut: Future<Output = Result<T, E>>,
     E: From<DbError>,
 {
-    let transaction = pool
-        .begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly))
-        .await
-        .map_err(DbError::from)?;
+    let kind = Some((IsolationLevel::RepeatableRead, AccessMode::ReadOnly));
+    let transaction = begin(pool, shared, kind).await.map_err(DbError::from)?;
     // Dropped with the job, which rolls it back: nothing was changed.
-    let reader = Reader::in_snapshot(transaction, Arc::clone(shared));
+    let reader = Reader::in_snapshot(transaction, Arc::clone(shared), type_name::<F>());
     limited(shared, job(reader)).await
 }
 
 /// Runs a job in a transaction of its own, in a task of its own.
-pub(super) async fn write<T, E, F, Fut>(pool: &DatabaseConnection, shared: &Arc<Shared>, job: F) -> Result<T, E>
+pub(super) async fn write<T, E, F, Fut>(
+    pool: &DatabaseConnection,
+    shared: &Arc<Shared>,
+    job: F,
+    is_patient: bool,
+) -> Result<T, E>
 where
     F: FnOnce(Tx) -> Fut + Send + 'static,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
     T: Send + 'static,
     E: From<DbError> + Send + 'static,
 {
+    let room = shared.room(is_patient).await?;
     let pool = pool.clone();
     let shared = Arc::clone(shared);
-    let task = async move { in_transaction(&pool, shared, job).await };
-    match tokio::spawn(task.in_current_span()).await {
+    let task = async move {
+        let _room = room;
+        in_transaction(&pool, shared, job).await
+    };
+    match tokio::spawn(telemetry::carried(task)).await {
         Ok(result) => result,
         Err(_) => Err(DbError::unavailable("the job was interrupted").into()),
     }
@@ -114,7 +165,7 @@ where
     Fut: Future<Output = Result<T, E>>,
     E: From<DbError>,
 {
-    let transaction = pool.begin().await.map_err(DbError::from)?;
+    let transaction = begin(pool, &shared, None).await.map_err(DbError::from)?;
     let core = Arc::new(TxCore::postgres(transaction, Arc::clone(&shared)));
     let result = limited(&shared, tx::drive(&core, job)).await;
     let settlement = core.take_settlement();
@@ -124,7 +175,9 @@ where
     match result {
         Ok(value) => {
             fail_point::reach_if(Point::OutboxBeforeCommit, || settlement.emits());
+            let span = telemetry::statement(Engine::Postgres, shared.service, "COMMIT");
             transaction.commit().await.map_err(DbError::from)?;
+            drop(span);
             fail_point::reach_if(Point::OutboxAfterCommit, || settlement.emits());
             shared.counters.commit();
             settlement.settle(&shared);

@@ -1,6 +1,13 @@
 //! What a job gets: a [`Reader`] or a [`Tx`], and the unit of work in the latter.
 
-use std::{fmt::Write as _, future::Future, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    any::type_name,
+    fmt::Write as _,
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
@@ -10,7 +17,8 @@ use sea_orm::{
     Value,
 };
 
-use super::{DbError, Shared, sqlite::Session};
+use super::{DbError, Engine, Shared, postgres, sqlite::Session};
+use crate::telemetry::{self, Span};
 
 /// Rows of one INSERT at most, well below the limits of both engines on bound
 /// values.
@@ -77,6 +85,8 @@ struct Work {
     audit: Vec<AuditEntry>,
     idempotency: Option<IdempotencyRow>,
     subjects: Vec<String>,
+    /// Whether the feed has something new.
+    announces: bool,
     hooks: Vec<Hook>,
     /// Who is woken by the commit.
     targets: Vec<&'static str>,
@@ -84,6 +94,7 @@ struct Work {
 
 /// What is to be done after a commit.
 pub(crate) struct Settlement {
+    announces: bool,
     hooks: Vec<Hook>,
     targets: Vec<&'static str>,
 }
@@ -94,7 +105,7 @@ impl Settlement {
         self.targets.iter().any(|target| *target != AUDIT_WAKER)
     }
 
-    /// Runs the hooks and wakes the relays.
+    /// Runs the hooks, wakes the relays, and tells those who follow the feed.
     pub(crate) fn settle(self, shared: &Shared) {
         for hook in self.hooks {
             if std::panic::catch_unwind(AssertUnwindSafe(hook)).is_err() {
@@ -103,6 +114,9 @@ impl Settlement {
         }
         for target in self.targets {
             shared.waker(target).notify_one();
+        }
+        if let Some(bell) = shared.bell.as_ref().filter(|_| self.announces) {
+            bell.ring(shared.service);
         }
     }
 }
@@ -117,6 +131,8 @@ pub(crate) struct TxCore {
     connection: TxConnection,
     work: Mutex<Work>,
     failure: Mutex<Option<DbError>>,
+    /// The code of the job, as the compiler calls it.
+    origin: OnceLock<&'static str>,
     shared: Arc<Shared>,
 }
 
@@ -130,7 +146,7 @@ impl TxCore {
     }
 
     fn new(connection: TxConnection, shared: Arc<Shared>) -> Self {
-        Self { connection, work: Mutex::default(), failure: Mutex::default(), shared }
+        Self { connection, work: Mutex::default(), failure: Mutex::default(), origin: OnceLock::new(), shared }
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -152,7 +168,11 @@ impl TxCore {
 
     pub(crate) fn take_settlement(&self) -> Settlement {
         let mut work = self.work.lock();
-        Settlement { hooks: std::mem::take(&mut work.hooks), targets: std::mem::take(&mut work.targets) }
+        Settlement {
+            announces: work.announces,
+            hooks: std::mem::take(&mut work.hooks),
+            targets: std::mem::take(&mut work.targets),
+        }
     }
 
     fn backend(&self) -> DbBackend {
@@ -162,21 +182,29 @@ impl TxCore {
         }
     }
 
+    /// The span of a statement.
+    fn span(&self, sql: &str) -> Span {
+        telemetry::statement(engine(self.backend()), self.shared.service, sql)
+    }
+
     /// Refuses statements after one has failed, as PostgreSQL does.
-    fn start(&self) -> Result<(), DbErr> {
+    fn start(&self, statement: Option<&Statement>) -> Result<(), DbErr> {
         if self.failure.lock().is_some() {
             let error = DbError::internal("an earlier statement of this transaction failed");
             return Err(error.into_orm());
         }
         self.shared.counters.write_statement();
+        if let Some(statement) = statement {
+            self.shared.record(self.origin.get().copied().unwrap_or_default(), statement);
+        }
         Ok(())
     }
 
-    fn end<T>(&self, result: Result<T, DbErr>) -> Result<T, DbErr> {
+    fn end<T>(&self, span: Span, result: Result<T, DbErr>) -> Result<T, DbErr> {
         if let Err(error) = &result {
             self.failure.lock().get_or_insert_with(|| error.into());
         }
-        result
+        ended(span, result)
     }
 
     async fn run(&self, sql: impl Into<String>, values: Vec<Value>) -> Result<ExecResult, DbError> {
@@ -262,6 +290,7 @@ impl TxCore {
         }
         if self.shared.feed && !subjects.is_empty() {
             self.announce(subjects, now_ms).await?;
+            self.work.lock().announces = true;
         }
         Ok(())
     }
@@ -315,46 +344,65 @@ impl ConnectionTrait for TxCore {
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-        self.start()?;
+        self.start(Some(&statement))?;
+        let span = self.span(&statement.sql);
         let result = match &self.connection {
             TxConnection::Sqlite(session) => {
                 session.execute(&statement).map(ExecResult::from).map_err(DbError::into_orm)
             }
             TxConnection::Postgres(transaction) => transaction.execute_raw(statement).await,
         };
-        self.end(result)
+        self.end(span, result)
     }
 
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
-        self.start()?;
+        self.start(None)?;
+        let span = self.span(sql);
         let result = match &self.connection {
             TxConnection::Sqlite(session) => session.batch(sql).map(ExecResult::from).map_err(DbError::into_orm),
             TxConnection::Postgres(transaction) => transaction.execute_unprepared(sql).await,
         };
-        self.end(result)
+        self.end(span, result)
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-        self.start()?;
+        self.start(Some(&statement))?;
+        let span = self.span(&statement.sql);
         let result = match &self.connection {
             TxConnection::Sqlite(session) => one_row(session, &statement),
             TxConnection::Postgres(transaction) => transaction.query_one_raw(statement).await,
         };
-        self.end(result)
+        self.end(span, result)
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        self.start()?;
+        self.start(Some(&statement))?;
+        let span = self.span(&statement.sql);
         let result = match &self.connection {
             TxConnection::Sqlite(session) => all_rows(session, &statement),
             TxConnection::Postgres(transaction) => transaction.query_all_raw(statement).await,
         };
-        self.end(result)
+        self.end(span, result)
     }
 
     fn support_returning(&self) -> bool {
         true
     }
+}
+
+fn engine(backend: DbBackend) -> Engine {
+    match backend {
+        DbBackend::Postgres => Engine::Postgres,
+        _ => Engine::Sqlite,
+    }
+}
+
+/// Ends the span of a statement.
+fn ended<T>(mut span: Span, result: Result<T, DbErr>) -> Result<T, DbErr> {
+    if result.is_err() {
+        span.failed(|| "statement".into());
+    }
+    result
 }
 
 fn one_row(session: &Session, statement: &Statement) -> Result<Option<QueryResult>, DbErr> {
@@ -376,6 +424,8 @@ where
     E: From<DbError>,
 {
     let tx = Tx { core: Arc::clone(core) };
+    // A transaction drives one job.
+    let _ = core.origin.set(type_name::<F>());
     let outcome = AssertUnwindSafe(async move { job(tx).await }).catch_unwind().await;
     let value = match outcome {
         Ok(result) => result?,
@@ -468,19 +518,21 @@ enum ReadConnection {
 pub struct Reader {
     connection: ReadConnection,
     shared: Arc<Shared>,
+    /// The code of the job, as the compiler calls it.
+    origin: &'static str,
 }
 
 impl Reader {
-    pub(crate) fn sqlite(session: Session, shared: Arc<Shared>) -> Self {
-        Self { connection: ReadConnection::Sqlite(session), shared }
+    pub(crate) fn sqlite(session: Session, shared: Arc<Shared>, origin: &'static str) -> Self {
+        Self { connection: ReadConnection::Sqlite(session), shared, origin }
     }
 
-    pub(crate) fn pool(pool: DatabaseConnection, shared: Arc<Shared>) -> Self {
-        Self { connection: ReadConnection::Pool(pool), shared }
+    pub(crate) fn pool(pool: DatabaseConnection, shared: Arc<Shared>, origin: &'static str) -> Self {
+        Self { connection: ReadConnection::Pool(pool), shared, origin }
     }
 
-    pub(crate) fn in_snapshot(transaction: DatabaseTransaction, shared: Arc<Shared>) -> Self {
-        Self { connection: ReadConnection::Snapshot(transaction), shared }
+    pub(crate) fn in_snapshot(transaction: DatabaseTransaction, shared: Arc<Shared>, origin: &'static str) -> Self {
+        Self { connection: ReadConnection::Snapshot(transaction), shared, origin }
     }
 }
 
@@ -503,20 +555,49 @@ impl ConnectionTrait for Reader {
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
         self.shared.counters.read_statement();
-        match &self.connection {
+        self.shared.record(self.origin, &statement);
+        let span = telemetry::statement(engine(self.get_database_backend()), self.shared.service, &statement.sql);
+        let result = match &self.connection {
             ReadConnection::Sqlite(session) => one_row(session, &statement),
-            ReadConnection::Pool(pool) => pool.query_one_raw(statement).await,
+            // A statement of its own, which changes nothing: twice is as good as once.
+            ReadConnection::Pool(pool) => {
+                let began = Instant::now();
+                match pool.query_one_raw(statement.clone()).await {
+                    Err(error) if postgres::is_worth_another(began, &error) => {
+                        match postgres::living(pool, &self.shared).await {
+                            Ok(living) => living.query_one_raw(statement).await,
+                            Err(error) => Err(error),
+                        }
+                    }
+                    outcome => outcome,
+                }
+            }
             ReadConnection::Snapshot(transaction) => transaction.query_one_raw(statement).await,
-        }
+        };
+        ended(span, result)
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         self.shared.counters.read_statement();
-        match &self.connection {
+        self.shared.record(self.origin, &statement);
+        let span = telemetry::statement(engine(self.get_database_backend()), self.shared.service, &statement.sql);
+        let result = match &self.connection {
             ReadConnection::Sqlite(session) => all_rows(session, &statement),
-            ReadConnection::Pool(pool) => pool.query_all_raw(statement).await,
+            ReadConnection::Pool(pool) => {
+                let began = Instant::now();
+                match pool.query_all_raw(statement.clone()).await {
+                    Err(error) if postgres::is_worth_another(began, &error) => {
+                        match postgres::living(pool, &self.shared).await {
+                            Ok(living) => living.query_all_raw(statement).await,
+                            Err(error) => Err(error),
+                        }
+                    }
+                    outcome => outcome,
+                }
+            }
             ReadConnection::Snapshot(transaction) => transaction.query_all_raw(statement).await,
-        }
+        };
+        ended(span, result)
     }
 
     fn support_returning(&self) -> bool {

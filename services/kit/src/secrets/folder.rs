@@ -9,6 +9,8 @@
 //! Deliberately absent: what is sealed anew, and how long is waited in between.
 
 use std::{
+    collections::BTreeMap,
+    fmt,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -240,5 +242,66 @@ impl KeyFolder {
         }
         sync_folder(&self.folder.join(CURRENT))?;
         Ok(retired)
+    }
+}
+
+/// What the folder holds, to be kept elsewhere.
+///
+/// Keys are there before anything is sealed under them, and for as long as anything is. So whoever reads the folder before
+/// and after a moment, and keeps both ([`Self::with_earlier`]), has every key of that moment, also in the middle of a change.
+pub struct KeyCopy(BTreeMap<String, Zeroizing<Vec<u8>>>);
+
+impl KeyCopy {
+    /// Reads the folder, in the order in which a change that goes on meanwhile hides no key.
+    pub fn read(folder: &Path) -> io::Result<Self> {
+        let mut files = BTreeMap::new();
+        for name in [NEXT, ROTATING] {
+            if let Some(bytes) = if_there(fs::read(folder.join(name)))? {
+                files.insert(name.to_owned(), Zeroizing::new(bytes));
+            }
+        }
+        files.insert(CURRENT.to_owned(), Zeroizing::new(fs::read(folder.join(CURRENT))?));
+        for path in previous(folder)? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            if let Some(bytes) = if_there(fs::read(&path))? {
+                files.insert(name, Zeroizing::new(bytes));
+            }
+        }
+        for name in [PEPPER, SIGNING] {
+            files.insert(name.to_owned(), Zeroizing::new(fs::read(folder.join(name))?));
+        }
+        let mut copy = Self(files);
+        // It became the current one between the two looks.
+        if copy.0.get(NEXT).is_some_and(|next| Some(next) == copy.0.get(CURRENT)) {
+            copy.0.remove(NEXT);
+        }
+        Ok(copy)
+    }
+
+    /// The same, and the master keys that were there before and are no more.
+    #[must_use]
+    pub fn with_earlier(mut self, earlier: Self) -> Self {
+        let is_master = |name: &str| name == CURRENT || name == NEXT || name.ends_with(".previous");
+        for (name, bytes) in earlier.0 {
+            let known = self.0.iter().any(|(known, there)| is_master(known) && *there == bytes);
+            if !is_master(&name) || known {
+                continue;
+            }
+            let key = std::str::from_utf8(&bytes).ok().and_then(decode);
+            let Some(key) = key else { continue };
+            self.0.insert(format!("master.{}.previous", Master::new(key).id), bytes);
+        }
+        self
+    }
+
+    /// The names of the files, and what is in them.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
+    }
+}
+
+impl fmt::Debug for KeyCopy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.keys()).finish()
     }
 }

@@ -596,3 +596,48 @@ async fn no_column_of_sealed_data_is_forgotten() {
         assert!(found.contains(other), "{other} is no column any more");
     }
 }
+
+#[test]
+fn two_looks_at_the_folder_have_every_key_of_what_lies_between() {
+    type Step = fn(&KeyFolder);
+    let steps: [Step; 5] = [
+        |_| {},
+        |hands| hands.announce().unwrap(),
+        |hands| hands.make_current().unwrap(),
+        |hands| hands.finish().unwrap(),
+        |hands| drop(hands.retire(|_| false).unwrap()),
+    ];
+    // Each pair of steps at which the folder is looked at.
+    for (before, after) in (0..steps.len()).flat_map(|before| (before..steps.len()).map(move |after| (before, after))) {
+        let (folder, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let keys = Keyring::load_or_create(folder.path()).unwrap();
+        let hands = KeyFolder::hold(folder.path()).unwrap();
+        let (mut earlier, mut sealed) = (None, Vec::new());
+        for (number, step) in steps.iter().enumerate().take(after + 1) {
+            step(&hands);
+            keys.look();
+            if number == before {
+                earlier = Some(KeyCopy::read(folder.path()).unwrap());
+            }
+            if number >= before {
+                sealed.push(keys.sealer(Purpose::Outbox).seal("evt_1", b"hello"));
+            }
+        }
+        let copy = KeyCopy::read(folder.path()).unwrap().with_earlier(earlier.unwrap());
+        assert!(!format!("{copy:?}").contains('='), "its names are shown, and nothing else: {copy:?}");
+        for (name, bytes) in copy.files() {
+            fs::write(elsewhere.path().join(name), bytes).unwrap();
+        }
+        let there = Keyring::load_or_create(elsewhere.path()).unwrap();
+        for sealed in sealed {
+            assert_eq!(there.sealer(Purpose::Outbox).open("evt_1", &sealed).unwrap(), b"hello", "{before} {after}");
+        }
+        // A change that was under way goes on from there.
+        let hands = KeyFolder::hold(elsewhere.path()).unwrap();
+        if hands.rotation().unwrap() != Rotation::UnderWay {
+            hands.announce().unwrap();
+            hands.make_current().unwrap();
+        }
+        hands.finish().unwrap();
+    }
+}

@@ -176,10 +176,10 @@ impl Lookups {
         });
         Self {
             epochs: Epochs::default(),
-            licenses: VersionedCache::new(LICENSES),
-            large_licenses: VersionedCache::new(LARGE_LICENSES),
-            activations: VersionedCache::new(ACTIVATIONS),
-            products: VersionedCache::new(PRODUCTS),
+            licenses: VersionedCache::named("licenses", LICENSES),
+            large_licenses: VersionedCache::named("large_licenses", LARGE_LICENSES),
+            activations: VersionedCache::named("activations", ACTIVATIONS),
+            products: VersionedCache::named("products", PRODUCTS),
             feed,
         }
     }
@@ -314,6 +314,7 @@ impl Store {
     /// Learns what other processes change, until shut down.
     pub(crate) async fn follow_changes(self, mut shutdown: Shutdown) {
         let mut failing = false;
+        let mut rhythm = self.parts.database.rhythm(POLL);
         let mut pruned = self.parts.clock.monotonic();
         while !shutdown.has_come() {
             // What hangs is given up: a feed that is not read is a cache that is not used.
@@ -336,7 +337,7 @@ impl Store {
             }
             tokio::select! {
                 () = shutdown.wait() => {}
-                () = tokio::time::sleep(POLL) => {}
+                () = rhythm.next() => {}
             }
         }
     }

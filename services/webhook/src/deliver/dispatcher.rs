@@ -16,7 +16,13 @@ use std::{
     time::Duration,
 };
 
-use paperkey_kit::{clock::Clock, db::DbError, ids::new_id, shutdown::Shutdown};
+use paperkey_kit::{
+    clock::Clock,
+    db::DbError,
+    ids::new_id,
+    shutdown::Shutdown,
+    telemetry::{self, Span, SpanKind},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{Id, JoinError, JoinHandle, JoinSet},
@@ -34,6 +40,7 @@ use crate::{
         endpoint::{Status, Target},
         signature::Signatures,
     },
+    figures,
     store::{
         Store,
         dispatch::{Claim, Claimed, Haul, Lanes, Outcome, Receiver, Want},
@@ -626,17 +633,30 @@ async fn post(
     sender: Arc<Sender>,
     clock: Clock,
     address: Arc<Address>,
-    claimed: Claimed,
+    mut claimed: Claimed,
     outcomes: mpsc::Sender<Entry>,
 ) -> Sent {
-    let attempt = match (&address.target, &address.signatures, claimed.body) {
+    let under_way = figures::begins();
+    let attempt = match (&address.target, &address.signatures, claimed.body.take()) {
         (None, ..) => Attempt::unsent(clock.now_ms(), AttemptFault::AddressNotAllowed),
         (Some(_), None, _) | (Some(_), _, None) => Attempt::unsent(clock.now_ms(), AttemptFault::Other),
         (Some(target), Some(signatures), Some(body)) => {
-            let parcel = Parcel { delivery_id: &claimed.id, topic: &claimed.topic, body };
-            sender.send(target, signatures, parcel).await
+            let mut span = attempt_span(&claimed, target);
+            // Where nothing is recorded here, the receiver may still join what is recorded elsewhere.
+            let traceparent = if span.is_recorded() { span.traceparent() } else { claimed.traceparent.clone() };
+            let parcel = Parcel { delivery_id: &claimed.id, topic: &claimed.topic, body, traceparent: &traceparent };
+            let attempt = sender.send(target, signatures, parcel).await;
+            if let Some(status) = attempt.response_status {
+                span.set("http.response.status_code", || i64::from(status));
+            }
+            if let Some(fault) = attempt.fault {
+                span.failed(|| fault.word().into());
+            }
+            attempt
         }
     };
+    figures::attempted(&attempt);
+    drop(under_way);
     let failed = attempt.fault.is_some();
     let duration_ms = u64::try_from(attempt.duration_ms).unwrap_or(0);
     let (written, verdict) = failed.then(oneshot::channel).unzip();
@@ -656,6 +676,19 @@ async fn post(
         None => Verdict::default(),
     };
     Sent { failed, duration_ms, verdict }
+}
+
+/// The span of an attempt, in the trace in which the event happened. Of the address only the host is told.
+fn attempt_span(claimed: &Claimed, target: &Target) -> Span {
+    let mut span =
+        telemetry::continued(&claimed.traceparent, SpanKind::Client, || format!("deliver {}", claimed.topic));
+    span.set("http.request.method", || "POST");
+    span.set("server.address", || target.host.clone());
+    span.set("server.port", || i64::from(target.port));
+    span.set("paperkey.delivery_id", || claimed.id.clone());
+    span.set("paperkey.webhook_id", || claimed.endpoint_id.clone());
+    span.set("paperkey.attempt", || claimed.attempts + 1);
+    span
 }
 
 #[cfg(test)]
@@ -745,6 +778,7 @@ mod tests {
             held_until_ms: pace.claim_ms(),
             answered_at_ms: 15_000,
             body: None,
+            traceparent: String::new(),
         };
         assert!(!pace.is_stale(&claimed, 15_000));
         assert!(!pace.is_stale(&claimed, 15_000 + FRESH_MS));

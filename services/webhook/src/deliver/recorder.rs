@@ -8,7 +8,10 @@ use std::time::Duration;
 use paperkey_kit::fail_point::{self, Point};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::store::{Store, dispatch::Outcome};
+use crate::{
+    figures,
+    store::{Store, dispatch::Outcome},
+};
 
 /// Outcomes of one transaction.
 const BATCH: usize = 64;
@@ -50,6 +53,8 @@ pub(super) async fn run(store: Store, holder: String, mut queue: mpsc::Receiver<
             match store.record(outcomes.clone(), holder.clone()).await {
                 Ok(recorded) => {
                     fail_point::reach(Point::OutcomeAfterCommit);
+                    let paused = recorded.paused.len();
+                    figures::recorded(recorded.delivered, recorded.again, recorded.given_up, paused);
                     for endpoint_id in &recorded.paused {
                         tracing::warn!(endpoint = endpoint_id, "a webhook was paused: its receiver keeps failing");
                     }

@@ -56,6 +56,7 @@ const KEPT_IDLE: Duration = Duration::from_secs(20);
 const SIGNATURE: HeaderName = HeaderName::from_static("x-paperkey-signature");
 const EVENT: HeaderName = HeaderName::from_static("x-paperkey-event");
 const DELIVERY: HeaderName = HeaderName::from_static("x-paperkey-delivery");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const STANDARD_ID: HeaderName = HeaderName::from_static("webhook-id");
 const STANDARD_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const STANDARD_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
@@ -75,6 +76,8 @@ pub(crate) struct Parcel<'a> {
     pub(crate) delivery_id: &'a str,
     pub(crate) topic: &'a str,
     pub(crate) body: Bytes,
+    /// The trace that it is a part of; empty where there is none to tell of.
+    pub(crate) traceparent: &'a str,
 }
 
 /// What is known of an exchange, also where the rest of it never comes.
@@ -237,7 +240,11 @@ impl<D: Dial> Sender<D> {
             (EVENT, parcel.topic.to_owned()),
             (DELIVERY, parcel.delivery_id.to_owned()),
             (STANDARD_ID, parcel.delivery_id.to_owned()),
+            (TRACEPARENT, parcel.traceparent.to_owned()),
         ] {
+            if text.is_empty() {
+                continue;
+            }
             // Ids, names of events and signatures are words that any header can hold.
             if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
                 headers.insert(name, value);

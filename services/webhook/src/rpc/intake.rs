@@ -1,5 +1,6 @@
 //! Where the events of other services arrive.
 
+use paperkey_kit::{events::pass_on, telemetry::SpanKind};
 use paperkey_proto::{
     Error,
     events::v1::{IngestEventsRequest, IngestEventsResponse, intake_service_server::IntakeService},
@@ -25,7 +26,11 @@ impl IntakeService for Intake {
         &self,
         request: Request<IngestEventsRequest>,
     ) -> Result<Response<IngestEventsResponse>, Status> {
-        self.store.ingest(request.into_inner().events).await.map_err(Error::from)?;
+        let mut events = request.into_inner().events;
+        // Deliveries go on from here, once in each event's own trace.
+        let spans = pass_on(&SpanKind::Consumer, "take", &mut events);
+        self.store.ingest(events).await.map_err(Error::from)?;
+        drop(spans);
         Ok(Response::new(IngestEventsResponse {}))
     }
 }

@@ -83,6 +83,8 @@ pub(crate) struct Claimed {
     pub(crate) answered_at_ms: i64,
     /// The bytes to send; `None` where they cannot be opened.
     pub(crate) body: Option<Bytes>,
+    /// The trace in which its event happened; empty where that is not recorded.
+    pub(crate) traceparent: String,
 }
 
 /// Where and how an endpoint is sent to.
@@ -140,6 +142,10 @@ pub(crate) struct Recorded {
     pub(crate) paused: HashSet<String>,
     /// When the first of these deliveries is to be tried again.
     pub(crate) next_due_at_ms: Option<i64>,
+    /// How many of these deliveries are done, are to be tried again, and are given up.
+    pub(crate) delivered: u64,
+    pub(crate) again: u64,
+    pub(crate) given_up: u64,
 }
 
 impl Store {
@@ -230,6 +236,7 @@ impl Store {
                 held_until_ms,
                 answered_at_ms,
                 body: None,
+                traceparent: String::new(),
             };
             events.insert(claimed.id.clone(), row.try_get::<String>("", "event_id")?);
             deliveries.push(claimed);
@@ -266,15 +273,21 @@ impl Store {
             })
             .await?;
         let mut opened = HashMap::with_capacity(bodies.len());
+        let mut traces = HashMap::new();
         for row in bodies {
             let (id, sealed) = (row.try_get::<String>("", "id")?, row.try_get::<Vec<u8>>("", "body_sealed")?);
+            if let Some(trace) = row.try_get::<Option<String>>("", "traceparent")? {
+                traces.insert(id.clone(), trace);
+            }
             match self.bodies.open(&id, &sealed) {
                 Ok(body) => drop(opened.insert(id, Bytes::from(body))),
                 Err(error) => tracing::error!(event = id, %error, "an event cannot be opened"),
             }
         }
         for claimed in &mut deliveries {
-            claimed.body = events.get(&claimed.id).and_then(|event_id| opened.get(event_id)).cloned();
+            let Some(event_id) = events.get(&claimed.id) else { continue };
+            claimed.body = opened.get(event_id).cloned();
+            claimed.traceparent = traces.get(event_id).cloned().unwrap_or_default();
         }
         let mut receivers = HashMap::with_capacity(endpoints.len());
         for row in endpoints {
@@ -414,6 +427,11 @@ impl Store {
             let attempt = &outcome.attempt;
             let of_schedule = made.saturating_sub(outcome.replayed_after.unwrap_or(0));
             let settled = settle(&self.schedule, of_schedule, attempt, now_ms, outcome.chance);
+            match settled.status {
+                DeliveryStatus::Pending => recorded.again += 1,
+                _ if attempt.fault.is_none() => recorded.delivered += 1,
+                _ => recorded.given_up += 1,
+            }
             if let Some(next) = settled.next_attempt_at_ms {
                 recorded.next_due_at_ms = Some(recorded.next_due_at_ms.map_or(next, |first: i64| first.min(next)));
             }
@@ -528,7 +546,8 @@ fn sql_of_bodies(ids: HashSet<&String>) -> Vec<(String, Vec<Value>)> {
     let ids: Vec<&String> = ids.into_iter().collect();
     ids.chunks(500)
         .map(|chunk| {
-            let text = format!("SELECT id, body_sealed FROM events WHERE id IN ({})", places(chunk.len(), 0));
+            let text =
+                format!("SELECT id, body_sealed, traceparent FROM events WHERE id IN ({})", places(chunk.len(), 0));
             (text, chunk.iter().map(|id| Value::from(id.as_str())).collect())
         })
         .collect()

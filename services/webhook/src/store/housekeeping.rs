@@ -68,7 +68,8 @@ impl Store {
         let now_ms = self.clock.now_ms();
         let text = format!(
             "WITH picked AS MATERIALIZED (SELECT id FROM endpoints \
-             WHERE previous_secret_until_ms IS NOT NULL AND previous_secret_until_ms <= $1 ORDER BY id LIMIT $2 {}) \
+             WHERE previous_secret_until_ms IS NOT NULL AND previous_secret_until_ms <= $1 \
+             ORDER BY previous_secret_until_ms LIMIT $2 {}) \
              UPDATE endpoints SET previous_secret_sealed = NULL, previous_secret_until_ms = NULL \
              WHERE id IN (SELECT id FROM picked)",
             self.passing_over("NO KEY UPDATE")

@@ -8,6 +8,7 @@ use paperkey_kit::{
     fail_point::{self, Point},
     ids::new_id,
     principal::Tenant,
+    telemetry,
 };
 use paperkey_proto::{events::v1::Event, principal::v1::Mode};
 use sea_orm::{
@@ -27,7 +28,7 @@ use crate::domain::{
     event,
 };
 
-const EVENT_COLUMNS: usize = 7;
+const EVENT_COLUMNS: usize = 8;
 const DELIVERY_COLUMNS: usize = 10;
 
 impl Store {
@@ -151,6 +152,7 @@ impl TenantStore {
             product_id: product_id.to_owned(),
             created_at_ms: now_ms,
             data_json: event::test_data(id),
+            traceparent: telemetry::traceparent(),
         };
         let body = event::body(&event.id, &event.topic, now_ms, &event.data_json);
         let body = body.ok_or_else(|| DbError::Internal("a test event is not JSON".to_owned()))?;
@@ -203,12 +205,13 @@ impl TenantStore {
                     event.topic.as_str().into(),
                     self.store.bodies.seal(&event.id, body).into(),
                     now_ms.into(),
+                    Some(event.traceparent.clone()).filter(|parent| !parent.is_empty()).into(),
                 ];
                 row
             });
             let text = format!(
-                "INSERT INTO events (id, team_id, mode, product_id, topic, body_sealed, created_at_ms) VALUES {} \
-                 ON CONFLICT (id) DO NOTHING RETURNING id",
+                "INSERT INTO events (id, team_id, mode, product_id, topic, body_sealed, created_at_ms, traceparent) \
+                 VALUES {} ON CONFLICT (id) DO NOTHING RETURNING id",
                 rows(chunk.len(), EVENT_COLUMNS, 0)
             );
             for row in tx.query_all_raw(sql(tx.get_database_backend(), text, values.collect())).await? {

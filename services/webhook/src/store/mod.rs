@@ -7,6 +7,7 @@
 //! On PostgreSQL rows are locked in one order, so that transactions wait for each other and never in a circle:
 //! product, endpoint, deliveries, attempts, events.
 
+pub(crate) mod backlog;
 mod deliveries;
 pub(crate) mod dispatch;
 mod endpoints;

@@ -103,6 +103,7 @@ impl World {
             product_id: product.into(),
             created_at_ms: START_MS,
             data_json: r#"{"key":"K7WX9"}"#.into(),
+            traceparent: String::new(),
         };
         (0..count).map(event).collect()
     }

@@ -306,6 +306,7 @@ impl World {
             product_id: PRODUCT.into(),
             created_at_ms: 1_798_675_200_000,
             data_json: r#"{"id":"lic_1", "key":"K7WX9"}"#.into(),
+            traceparent: String::new(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! lock, and lets one `fsync` serve everybody who waited.
 
 mod readers;
+mod snapshot;
 mod statement;
 mod writer;
 
@@ -30,6 +31,7 @@ use sea_orm::{ProxyExecResult, ProxyRow, Statement};
 use super::DbError;
 
 pub(super) use readers::Readers;
+pub use snapshot::{Copied, Snapshot, Snapshots};
 pub(super) use writer::Writer;
 
 /// How long a connection waits for another process that holds the file.
@@ -85,10 +87,24 @@ pub(super) fn connect(path: &Path, role: Role) -> Result<Connection, DbError> {
     // is cut back after a burst.
     connection.pragma_update(None, "wal_autocheckpoint", 2000)?;
     connection.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
-    if role == Role::Read {
-        connection.pragma_update(None, "query_only", true)?;
+    match role {
+        Role::Read => connection.pragma_update(None, "query_only", true)?,
+        Role::Write => forget_statistics(&connection)?,
+        Role::Migrate => {}
     }
     Ok(connection)
+}
+
+/// Statistics of a file that was small let whole tables be read once it has grown: nobody takes them anew in between.
+/// Without any, SQLite supposes that tables are large, which is what the indexes are made for.
+fn forget_statistics(connection: &Connection) -> Result<(), DbError> {
+    let kept = "SELECT COUNT(*) FROM sqlite_master WHERE name = 'sqlite_stat1'";
+    let kept: i64 = connection.query_row(kept, [], |row| row.get(0))?;
+    if kept > 0 {
+        // The second statement makes this connection read again what it has read at its beginning.
+        connection.execute_batch("DELETE FROM sqlite_stat1; ANALYZE sqlite_schema;")?;
+    }
+    Ok(())
 }
 
 /// A connection lent to one job. It goes dead when the job ends, so that a

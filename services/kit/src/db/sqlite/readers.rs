@@ -1,6 +1,6 @@
 //! A few read-only connections, each job on one of them, off the async threads.
 
-use std::{future::Future, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
+use std::{any::type_name, future::Future, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 use parking_lot::Mutex;
@@ -8,34 +8,56 @@ use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
 use super::{Role, Session, block_on, connect};
-use crate::db::{DbError, Reader, Shared};
+use crate::{
+    db::{DbError, Lane, Reader, Shared},
+    telemetry,
+};
 
 /// The readers of one file.
 pub(crate) struct Readers {
     path: PathBuf,
     idle: Mutex<Vec<Arc<Mutex<Connection>>>>,
     permits: Arc<Semaphore>,
+    /// One more reader, for what must not wait behind callers.
+    vital: Arc<Semaphore>,
+    most: usize,
     shared: Arc<Shared>,
 }
 
 impl Readers {
     pub(crate) fn new(path: PathBuf, most: usize, shared: Arc<Shared>) -> Self {
-        Self { path, idle: Mutex::new(Vec::with_capacity(most)), permits: Arc::new(Semaphore::new(most)), shared }
+        let (idle, permits) = (Mutex::new(Vec::with_capacity(most)), Arc::new(Semaphore::new(most)));
+        Self { path, idle, permits, vital: Arc::new(Semaphore::new(1)), most, shared }
     }
 
-    /// Runs a job in one snapshot.
-    pub(crate) async fn run<T, E, F, Fut>(self: &Arc<Self>, job: F) -> Result<T, E>
+    /// How many there may be, how many are open, and how many of these do nothing.
+    pub(crate) fn count(&self) -> (usize, usize, usize) {
+        let free = self.permits.available_permits() + self.vital.available_permits();
+        let used = (self.most + 1).saturating_sub(free);
+        let idle = self.idle.lock().len();
+        (self.most, used + idle, idle)
+    }
+
+    /// Runs a job in one snapshot, on a reader of its lane.
+    pub(crate) async fn run<T, E, F, Fut>(self: &Arc<Self>, lane: Lane, job: F, is_patient: bool) -> Result<T, E>
     where
         F: FnOnce(Reader) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        let permits = Arc::clone(&self.permits);
-        let permit = if let Ok(permit) = permits.try_acquire_owned() {
+        let permits = match lane {
+            Lane::Usual => &self.permits,
+            Lane::Vital => &self.vital,
+        };
+        let permit = if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
             permit
         } else {
-            let waiting = Arc::clone(&self.permits).acquire_owned();
+            let _room = match lane {
+                Lane::Usual => Some(self.shared.room(is_patient).await?),
+                Lane::Vital => None,
+            };
+            let waiting = Arc::clone(permits).acquire_owned();
             match tokio::time::timeout(self.shared.acquire_timeout, waiting).await {
                 Ok(Ok(permit)) => permit,
                 Ok(Err(_)) => return Err(DbError::unavailable("closed").into()),
@@ -43,11 +65,10 @@ impl Readers {
             }
         };
         let readers = Arc::clone(self);
-        let span = tracing::Span::current();
-        let running = tokio::task::spawn_blocking(move || {
+        let running = tokio::task::spawn_blocking(telemetry::scoped(move || {
             let _permit = permit;
-            span.in_scope(|| readers.run_here(job))
-        });
+            readers.run_here(job)
+        }));
         match running.await {
             Ok(result) => result,
             Err(_) => Err(DbError::unavailable("the reader stopped").into()),
@@ -67,7 +88,7 @@ impl Readers {
         };
         begin(&connection)?;
         let session = Session::new(Arc::clone(&connection));
-        let reader = Reader::sqlite(session.clone(), Arc::clone(&self.shared));
+        let reader = Reader::sqlite(session.clone(), Arc::clone(&self.shared), type_name::<F>());
         let work = AssertUnwindSafe(async move { job(reader).await }).catch_unwind();
         let limit: Duration = self.shared.job_timeout;
         let result = match block_on(work, limit) {

@@ -16,7 +16,13 @@ use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::{
     runtime::Handle,
-    sync::{mpsc, oneshot},
+    sync::{
+        mpsc::{
+            self,
+            error::{SendTimeoutError, TrySendError},
+        },
+        oneshot,
+    },
 };
 
 use super::{Session, block_on};
@@ -26,6 +32,7 @@ use crate::{
         tx::{self, Settlement, TxCore},
     },
     fail_point::{self, Point},
+    telemetry::Scope,
 };
 
 /// Jobs which share one commit at most.
@@ -66,7 +73,9 @@ impl Writer {
 
     /// Submits a job and waits until it is durable. Who stops waiting does not
     /// stop the job.
-    pub(crate) async fn run<T, E, F, Fut>(&self, job: F) -> Result<T, E>
+    /// Who is patient waits for room in the queue, for as long as somebody may
+    /// wait for a connection.
+    pub(crate) async fn run<T, E, F, Fut>(&self, job: F, is_patient: bool) -> Result<T, E>
     where
         F: FnOnce(Tx) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
@@ -74,35 +83,33 @@ impl Writer {
         E: From<DbError> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(TypedJob {
-            job: Some(job),
-            result: None,
-            reply,
-            span: tracing::Span::current(),
-            future: PhantomData,
-        });
-        self.submit(Message::Job(job)).await?;
+        let job =
+            Box::new(TypedJob { job: Some(job), result: None, reply, scope: Scope::current(), future: PhantomData });
+        self.submit(Message::Job(job), is_patient).await?;
         match answer.await {
             Ok(result) => result,
             Err(_) => Err(DbError::unavailable("the writer stopped").into()),
         }
     }
 
-    async fn submit(&self, message: Message) -> Result<(), DbError> {
+    async fn submit(&self, message: Message, is_patient: bool) -> Result<(), DbError> {
         let closed = || DbError::unavailable("the database is closed");
         match self.queue.try_send(message) {
             Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(closed()),
-            Err(mpsc::error::TrySendError::Full(message)) => {
-                match self.queue.send_timeout(message, self.shared.acquire_timeout).await {
-                    Ok(()) => Ok(()),
-                    Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(closed()),
-                    Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
-                        Err(DbError::busy("the queue of the writer is full"))
-                    }
-                }
+            Err(TrySendError::Closed(_)) => Err(closed()),
+            Err(TrySendError::Full(message)) if is_patient => {
+                self.queue.send_timeout(message, self.shared.acquire_timeout).await.map_err(|error| match error {
+                    SendTimeoutError::Closed(_) => closed(),
+                    SendTimeoutError::Timeout(_) => self.shared.overloaded(),
+                })
             }
+            Err(TrySendError::Full(_)) => Err(self.shared.overloaded()),
         }
+    }
+
+    /// Jobs that were submitted and that the thread has not taken yet.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
     }
 
     /// Lets the thread finish what was submitted, then stops it.
@@ -128,7 +135,7 @@ struct TypedJob<T, E, F, Fut> {
     job: Option<F>,
     result: Option<Result<T, E>>,
     reply: oneshot::Sender<Result<T, E>>,
-    span: tracing::Span,
+    scope: Option<Scope>,
     future: PhantomData<fn() -> Fut>,
 }
 
@@ -143,10 +150,12 @@ where
         let Some(job) = self.job.take() else {
             return false;
         };
-        let result = self
-            .span
-            .in_scope(|| block_on(tx::drive(core, job), core.shared().job_timeout))
-            .unwrap_or_else(|| Err(DbError::internal("the job waited for something else").into()));
+        let drive = || block_on(tx::drive(core, job), core.shared().job_timeout);
+        let result = match self.scope.take() {
+            Some(scope) => scope.enter(drive),
+            None => drive(),
+        };
+        let result = result.unwrap_or_else(|| Err(DbError::internal("the job waited for something else").into()));
         let result = if Arc::strong_count(core) > 1 && result.is_ok() {
             Err(DbError::internal("the database handle outlived its job").into())
         } else {
@@ -196,8 +205,9 @@ impl Desk {
             }
         }
         // Fails harmlessly while another process reads: the log stays for the
-        // next start.
-        let _ = self.connection.lock().execute_batch("PRAGMA optimize; PRAGMA wal_checkpoint(TRUNCATE);");
+        // next start. Statistics are not kept: those of a file that was small
+        // would let whole tables be read once it has grown.
+        let _ = self.connection.lock().execute_batch("PRAGMA wal_checkpoint(TRUNCATE);");
         for reply in closing {
             let _ = reply.send(());
         }
@@ -214,6 +224,7 @@ impl Desk {
         }
         // Alone, the transaction itself is the savepoint.
         let alone = waiting.len() == 1;
+        self.shared.figures.grouped(waiting.len());
         let mut ran: Vec<(Box<dyn Job>, Option<Settlement>)> = Vec::with_capacity(waiting.len());
         let mut lost = None;
         while let Some(mut job) = waiting.pop_front() {

@@ -110,7 +110,7 @@ async fn send_signed<D: Dial>(sender: &Sender<D>, url: &str, signatures: &Signat
     let rules = UrlRules { allow_http: true, allow_private_networks: true };
     let target = rules.read(url).unwrap_or_else(|error| panic!("{url}: {:?}", error.violations()));
     let body = Bytes::from_static(br#"{"id":"evt_1"}"#);
-    let parcel = Parcel { delivery_id: "dlv_1", topic: "license.created", body };
+    let parcel = Parcel { delivery_id: "dlv_1", topic: "license.created", body, traceparent: "" };
     tokio::time::timeout(PATIENCE, sender.send(&target, signatures, parcel)).await.expect("it ends in time")
 }
 

@@ -1,0 +1,1 @@
+import{Gt as e,Nt as t,_t as n,ut as r,yt as i}from"./Heading-CRVALTUH.js";var a=i(`<dl class="grid gap-x-6 gap-y-2 sm:grid-cols-[max-content_minmax(0,1fr)] [&amp;_dt]:text-soft [&amp;_dd]:min-w-0 [&amp;_dd]:wrap-anywhere"><!></dl>`);function o(i,o){var s=a(),c=t(s);r(c,()=>o.children),e(s),n(i,s)}export{o as t};
