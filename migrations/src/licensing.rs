@@ -25,6 +25,7 @@ impl MigratorTrait for Migrator {
         all.push(Box::new(Tables));
         all.push(Box::new(Clients));
         all.push(Box::new(Statuses));
+        all.push(Box::new(Machines));
         all
     }
 }
@@ -208,6 +209,46 @@ impl MigrationTrait for Statuses {
         }
         Ok(())
     }
+}
+
+/// So that one machine of a licence is found by its fingerprint alone. The index by which all of them are listed began
+/// with the licence itself; where most licences have one machine that looked as cheap to PostgreSQL as the unique index,
+/// and of a licence with a hundred thousand all were read for each call. The new one serves whoever asks as it is written.
+struct Machines;
+
+impl MigrationName for Machines {
+    fn name(&self) -> &'static str {
+        "licensing_0004_machines"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Machines {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        replace(manager, "activations_by_license", "activations_listed", "(license_id || '')").await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        replace(manager, "activations_listed", "activations_by_license", "license_id").await
+    }
+}
+
+/// Puts one index of activations in the place of another. There is one of them at any time.
+async fn replace(manager: &SchemaManager<'_>, old: &str, new: &str, license: &str) -> Result<(), DbErr> {
+    let meanwhile = meanwhile(manager.get_database_backend());
+    for sql in [
+        // One that was not built to its end has its name, and is of no use.
+        format!("DROP INDEX{meanwhile} IF EXISTS {new}"),
+        format!("CREATE INDEX{meanwhile} {new} ON activations ({license}, id)"),
+        format!("DROP INDEX{meanwhile} IF EXISTS {old}"),
+    ] {
+        manager.get_connection().execute_unprepared(&sql).await?;
+    }
+    Ok(())
 }
 
 /// The clients that licences name. A row is the lock that keeps a licence from naming a client that is being deleted,

@@ -1035,7 +1035,7 @@ async fn the_schema_goes_back_and_forth_and_knows_whose_products_there_are(datab
     let store = store(&database, &Clock::system());
     issue(&store, terms(None)).await;
     all(&store).forget_product("prod_gone", act()).await.unwrap();
-    database.migrate_down::<paperkey_migrations::licensing::Migrator>(2).await.unwrap();
+    database.migrate_down::<paperkey_migrations::licensing::Migrator>(3).await.unwrap();
     database.migrate_up::<paperkey_migrations::licensing::Migrator>().await.unwrap();
     let known = "SELECT COUNT(*) AS n FROM products WHERE id = 'prod_1' AND team_id = 'team_1'";
     assert_eq!(number(&database, known).await, 1);

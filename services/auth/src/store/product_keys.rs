@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use paperkey_kit::{
-    db::Tx,
+    db::{Tx, check},
     principal::{Tenant, mode_of},
     values::Page,
 };
@@ -230,7 +230,7 @@ fn registered(tenant: &Tenant, product_id: &str, deleted: bool) -> product_regis
 fn living(tenant: &Tenant, product_id: &str) -> Select<product_registry::Entity> {
     product_registry::Entity::find()
         .filter(product_registry::Column::ProductId.eq(product_id))
-        .filter(product_registry::Column::TeamId.eq(tenant.team_id.as_str()))
+        .filter(check(product_registry::Column::TeamId.eq(tenant.team_id.as_str())))
         .filter(product_registry::Column::Mode.eq(tenant.mode_word()))
         .filter(product_registry::Column::Deleted.eq(false))
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use paperkey_kit::db::check;
 use paperkey_proto::Error;
 use sea_orm::{
     ColumnTrait as _, Condition, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
@@ -119,8 +120,8 @@ impl Store {
                 // In the one order in which everybody locks. What was told of meanwhile is told of.
                 let due = keys::Entity::find()
                     .filter(keys::Column::Id.is_in(ids))
-                    .filter(keys::Column::RotationDueAtMs.lte(now_ms))
-                    .filter(Expr::cust(TO_ROTATE))
+                    .filter(check(keys::Column::RotationDueAtMs.lte(now_ms)))
+                    .filter(check(Expr::cust(TO_ROTATE)))
                     .order_by_asc(keys::Column::Id)
                     .lock_exclusive()
                     .all(&tx)
@@ -187,7 +188,7 @@ impl Store {
                 // In the one order in which everybody locks. What was told of meanwhile is told of.
                 let near = keys::Entity::find()
                     .filter(keys::Column::Id.is_in(ids))
-                    .filter(Expr::cust(untold))
+                    .filter(check(Expr::cust(untold)))
                     .order_by_asc(keys::Column::Id)
                     .lock_exclusive()
                     .all(&tx)
@@ -227,7 +228,7 @@ impl Store {
                 let gone = keys::Entity::delete_many()
                     .filter(keys::Column::Id.is_in(ids))
                     // A key whose end was moved meanwhile stays.
-                    .filter(long_gone(now_ms).into_iter().fold(Condition::any(), Condition::add))
+                    .filter(check(long_gone(now_ms).into_iter().fold(Condition::any(), Condition::add)))
                     .exec(&tx)
                     .await?;
                 Ok(gone.rows_affected)

@@ -1,6 +1,11 @@
 //! Clients, as rows.
 
-use paperkey_kit::{db::DbError, events::CLIENT_DELETED, ids::new_id, values::Page};
+use paperkey_kit::{
+    db::{DbError, check},
+    events::CLIENT_DELETED,
+    ids::new_id,
+    values::Page,
+};
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, Condition, ConnectionTrait, EntityTrait as _, IntoActiveModel as _,
     QueryFilter as _, QueryOrder as _, QuerySelect as _, Select, sea_query::Expr,
@@ -99,7 +104,7 @@ impl TenantStore {
         // Touching the row locks it, so that two merges of its metadata follow each other on either engine.
         let lock = Entity::update_many()
             .col_expr(Column::UpdatedAtMs, Expr::col(Column::UpdatedAtMs))
-            .filter(self.own_clients())
+            .filter(check(self.own_clients()))
             .filter(Column::Id.eq(id));
         let this = self.clone();
         self.store
@@ -113,7 +118,7 @@ impl TenantStore {
                 }
                 let after = Client { details, updated_at_ms: this.store.clock.now_ms(), ..before };
                 let write = Entity::update_many().set(this.client_row(&after));
-                write.filter(this.own_clients()).filter(Column::Id.eq(&after.id)).exec(&tx).await?;
+                write.filter(check(this.own_clients())).filter(Column::Id.eq(&after.id)).exec(&tx).await?;
                 tx.audit(act.on(vec![after.id.clone()]));
                 Ok(after)
             })
@@ -126,7 +131,7 @@ impl TenantStore {
         if !could_be_id(id) {
             return Err(Fault::NoSuchClient.into());
         }
-        let delete = Entity::delete_many().filter(self.own_clients()).filter(Column::Id.eq(id));
+        let delete = Entity::delete_many().filter(check(self.own_clients())).filter(Column::Id.eq(id));
         let (this, id) = (self.clone(), id.to_owned());
         self.store
             .database
@@ -150,7 +155,11 @@ impl TenantStore {
     }
 
     fn one_client(&self, id: &str) -> Result<Select<Entity>, Fault> {
-        if could_be_id(id) { Ok(self.all_clients().filter(Column::Id.eq(id))) } else { Err(Fault::NoSuchClient) }
+        if could_be_id(id) {
+            Ok(Entity::find().filter(check(self.own_clients())).filter(Column::Id.eq(id)))
+        } else {
+            Err(Fault::NoSuchClient)
+        }
     }
 
     fn client_row(&self, client: &Client) -> ActiveModel {

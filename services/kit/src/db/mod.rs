@@ -22,6 +22,7 @@
 //! Deliberately absent: transactions that a caller opens, keeps and forgets;
 //! retries, since only the caller knows whether twice is once.
 
+mod checked;
 mod error;
 mod figures;
 mod idempotency;
@@ -55,6 +56,7 @@ use crate::{
 
 use figures::Measured;
 
+pub use checked::{check, checked};
 pub use error::{DbError, is_unique_violation};
 pub use figures::{Figures, JobKind, OutboxFigures, PoolFigures};
 pub use idempotency::{StoredAnswer, find_answer, prune_answers};

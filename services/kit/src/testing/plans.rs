@@ -6,7 +6,10 @@
 //! Refused is what costs more the more there is:
 //! * reading a whole table, or a whole index;
 //! * walking an index in its order up to a limit, and passing over rows on the way;
-//! * sorting what nothing bounds, to keep the first rows of it.
+//! * sorting what nothing bounds, to keep the first rows of it;
+//! * naming one row by what is unique of it, and beside that so much else that an index of lists looks as cheap. A planner
+//!   goes by what a tenant has on average: where most have one row, it takes either, and whoever has a million is read
+//!   through from the first to the last for each of them.
 //!
 //! A planner that is free to choose takes what looks cheapest in a small table, so PostgreSQL is asked several times, and
 //! one good plan is enough: what is judged is that there is an index to serve the statement. Of a table in which the test
@@ -72,6 +75,21 @@ const ALLOWED: [(&str, &str); 7] = [
         "once at the start, on SQLite: what is pending, of which a killed process has claimed some",
     ),
 ];
+
+/// Indexes by which one row may be found although they find others beside it, and why.
+const CLOSE: [(&str, &str); 4] = [
+    ("memberships_by_user", "the teams of one person"),
+    ("quota_usage_by_month", "no month has far more rows than another, so the average tells that they are many"),
+    ("quota_days_by_day", "nor has a day"),
+    ("alerts_by_team", "the alerts of one team, asked for once in a burst"),
+];
+
+/// Rows of a table of which a tenant has one on average: as many as PostgreSQL supposes different values in a column of
+/// which it knows nothing.
+const ONE_OF_EACH_TENANT: u32 = 200;
+
+/// Costs that differ by less are the same to PostgreSQL, which then takes either plan.
+const AS_CHEAP: f64 = 1.01;
 
 /// What PostgreSQL is kept from, one after the other: only from reading whole tables; from all but walking an index and
 /// looking up in others; and from that, but for sorting what an index has found.
@@ -223,6 +241,7 @@ struct Index {
     table: String,
     columns: Vec<String>,
     is_unique: bool,
+    is_partial: bool,
 }
 
 /// What plans are judged by.
@@ -239,22 +258,25 @@ impl Schema {
         node["Relation Name"].as_str().or_else(of_index)
     }
 
+    /// Whether an index has all columns of a unique one.
+    fn finds_one(&self, index: &Index) -> bool {
+        let is_of_it = |unique: &Index| unique.table == index.table && unique.is_unique;
+        let mut unique = self.indexes.values().filter(|unique| is_of_it(unique));
+        !index.is_partial && unique.any(|unique| unique.columns.iter().all(|column| index.columns.contains(column)))
+    }
+
     /// Whether a table stays small, or cannot be judged in this test.
     fn is_passed_over(&self, node: &Value) -> bool {
         self.table(node).is_some_and(|table| is_small(table) || self.empty.contains(table))
     }
 }
 
-async fn postgres_verdict(
-    connection: &DatabaseConnection,
-    schema: &str,
-    recorded: &[Recorded],
-) -> Result<String, DbErr> {
+async fn postgres_verdict(connection: &DatabaseConnection, name: &str, recorded: &[Recorded]) -> Result<String, DbErr> {
     // Never committed: what is explained is not run, and what is said of sizes is not true.
     let transaction = connection.begin().await?;
     transaction.execute_unprepared("SET LOCAL enable_seqscan = off; SET LOCAL jit = off").await?;
-    pretend_to_be_large(&transaction, schema).await?;
-    let schema = Schema { indexes: indexes(&transaction, schema).await?, empty: empty(&transaction, schema).await? };
+    pretend_to_be_large(&transaction, name).await?;
+    let schema = Schema { indexes: indexes(&transaction, name).await?, empty: empty(&transaction, name).await? };
     let mut refused = String::new();
     for Recorded { origin, statement } in recorded {
         if is_allowed(&statement.sql) {
@@ -286,7 +308,89 @@ async fn postgres_verdict(
             let _ = writeln!(refused, "  {reasons}");
         }
     }
+    ties(&transaction, name, &schema, recorded, &mut refused).await?;
     Ok(refused)
+}
+
+/// Finds the statements that name one row, of which the planner cannot tell that they do: those that cost no more without
+/// any index that has all of what is unique.
+async fn ties(
+    transaction: &DatabaseTransaction,
+    name: &str,
+    schema: &Schema,
+    recorded: &[Recorded],
+    refused: &mut String,
+) -> Result<(), DbErr> {
+    let of_schema = format!("relnamespace = '\"{name}\"'::regnamespace");
+    let sizes = format!("UPDATE pg_class SET reltuples = {ONE_OF_EACH_TENANT} WHERE relkind = 'r' AND {of_schema}");
+    transaction.execute_unprepared(&sizes).await?;
+    transaction.execute_unprepared(WAYS[0]).await?;
+    let mut costs = Vec::with_capacity(recorded.len());
+    for Recorded { statement, .. } in recorded {
+        costs.push(explained_apart(transaction, statement).await?.map(|plan| cost(&plan)));
+    }
+    for index in schema.indexes.iter().filter(|(_, index)| schema.finds_one(index)).map(|(index, _)| index) {
+        let hide = format!(
+            "UPDATE pg_index SET indisvalid = false \
+             WHERE indexrelid = (SELECT oid FROM pg_class WHERE relname = '{index}' AND {of_schema})"
+        );
+        transaction.execute_unprepared(&hide).await?;
+    }
+    for (Recorded { origin, statement }, cost_with) in recorded.iter().zip(costs) {
+        let Some(plan) = explained_apart(transaction, statement).await? else { continue };
+        let is_tie = cost_with.is_some_and(|cost_with| cost(&plan) <= cost_with * AS_CHEAP);
+        let mut found = Vec::new();
+        if is_tie && !is_allowed(&statement.sql) {
+            look_for_lists(&plan, schema, &mut found);
+        }
+        for index in found {
+            let _ =
+                writeln!(refused, "\n{origin}\n  {}\n  names one row, and might be served by {index}", statement.sql);
+        }
+    }
+    Ok(())
+}
+
+/// Collects the indexes that are read for one row, and find more than that row.
+fn look_for_lists(node: &Value, schema: &Schema, found: &mut Vec<String>) {
+    let text = |key: &str| node[key].as_str().unwrap_or_default();
+    let index = node["Index Name"].as_str().and_then(|name| schema.indexes.get(name));
+    // How large a whole index is, the planner knows; how large a part of it is to one tenant, it does not.
+    if let Some(index) = index
+        && (index.is_partial || is_narrowed(node, &schema.indexes))
+        && !schema.is_passed_over(node)
+        && CLOSE.iter().all(|(close, _)| node["Index Name"] != *close)
+    {
+        let conditions = ["Index Cond", "Filter"].map(text).join(" AND ");
+        let is_named = |column: &String| names(&conditions, &format!("{column} ="));
+        let narrowing = |column: &&String| names(text("Index Cond"), &format!("{column} ="));
+        let bound: Vec<&String> = index.columns.iter().take_while(narrowing).collect();
+        let of_row: Vec<&Index> = (schema.indexes.values())
+            .filter(|unique| unique.table == index.table && unique.is_unique && unique.columns.iter().all(is_named))
+            .collect();
+        if !of_row.is_empty() && !of_row.iter().any(|unique| unique.columns.iter().all(|c| bound.contains(&c))) {
+            found.push(text("Index Name").to_owned());
+        }
+    }
+    for child in node["Plans"].as_array().into_iter().flatten() {
+        look_for_lists(child, schema, found);
+    }
+}
+
+fn cost(plan: &Value) -> f64 {
+    plan["Total Cost"].as_f64().unwrap_or_default()
+}
+
+/// The plan of a statement, if it has one: it may name a table that is gone, or what only a unique index can answer.
+async fn explained_apart(transaction: &DatabaseTransaction, statement: &Statement) -> Result<Option<Value>, DbErr> {
+    let one = transaction.begin().await?;
+    let plan = explained(&one, statement).await;
+    one.rollback().await?;
+    match plan {
+        Ok(plan) => Ok(Some(plan)),
+        Err(error) if is_gone(&error) || error.to_string().contains("ON CONFLICT specification") => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a statement names a table that is not there.
@@ -317,8 +421,8 @@ async fn pretend_to_be_large(transaction: &DatabaseTransaction, schema: &str) ->
 
 async fn indexes(transaction: &DatabaseTransaction, schema: &str) -> Result<HashMap<String, Index>, DbErr> {
     let sql = format!(
-        "SELECT c.relname::text AS name, i.indrelid::regclass::text AS of_table, i.indisunique AND i.indpred IS NULL AS is_unique, \
-         (SELECT string_agg(COALESCE(a.attname::text, '?'), ',' ORDER BY k.place) \
+        "SELECT c.relname::text AS name, i.indrelid::regclass::text AS of_table, i.indisunique AND i.indpred IS NULL AS is_unique, i.indpred IS NOT NULL AS is_partial, \
+         (SELECT string_agg(COALESCE(a.attname::text, pg_get_indexdef(i.indexrelid, k.place::int, false)), ',' ORDER BY k.place) \
          FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (number, place) \
          LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number AND k.number > 0) AS columns \
          FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
@@ -331,7 +435,8 @@ async fn indexes(transaction: &DatabaseTransaction, schema: &str) -> Result<Hash
             let columns = columns.split(',').map(str::to_owned).collect();
             let table: String = row.try_get("", "of_table")?;
             let table = table.rsplit('.').next().unwrap_or(&table).trim_matches('"').to_owned();
-            Ok((row.try_get("", "name")?, Index { table, columns, is_unique: row.try_get("", "is_unique")? }))
+            let (is_unique, is_partial) = (row.try_get("", "is_unique")?, row.try_get("", "is_partial")?);
+            Ok((row.try_get("", "name")?, Index { table, columns, is_unique, is_partial }))
         })
         .collect()
 }
@@ -427,7 +532,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        db::{DatabaseUrl, Engine, OutboxMessage},
+        db::{DatabaseUrl, Engine, OutboxMessage, checked},
         testing::{SERVICE, TestDb},
     };
 
@@ -488,6 +593,37 @@ mod tests {
             database.close().await;
             db.discard().await;
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_row_that_might_be_sought_among_all_of_its_tenant_is_refused() {
+        let Some(db) = TestDb::postgres().await else { return };
+        let database = db.migrated::<Migrator>().await;
+        let made = database.write(|tx| async move {
+            for sql in [
+                "CREATE TABLE things (id TEXT PRIMARY KEY, team_id TEXT NOT NULL, kind TEXT NOT NULL, told BOOLEAN)",
+                "CREATE INDEX things_by_kind ON things (team_id, kind)",
+                "CREATE INDEX things_by_team ON things (team_id, id)",
+                "INSERT INTO things VALUES ('thing_1', 'team_1', 'x', FALSE)",
+            ] {
+                tx.execute_unprepared(sql).await?;
+            }
+            Ok::<_, DbError>(())
+        });
+        made.await.unwrap();
+        for (sql, expected) in [
+            ("SELECT kind FROM things WHERE id = $1", true),
+            ("SELECT kind FROM things WHERE team_id = $1 AND kind = 'x'", true),
+            ("SELECT told FROM things WHERE id = 'thing_1' AND team_id = $1 AND kind = 'x'", false),
+            (
+                &format!("SELECT told FROM things WHERE id = 'thing_1' AND {}", checked("team_id = $1 AND kind = 'x'")),
+                true,
+            ),
+        ] {
+            assert_eq!(is_good(&db, &database, sql).await, expected, "{sql}");
+        }
+        database.close().await;
+        db.discard().await;
     }
 
     #[test]

@@ -5,10 +5,13 @@
 //! engines, no more slots are taken than there are. Rows of activations come and go only under that lock, hence the
 //! count is their number. Refreshing an activation needs no slot and takes no lock but its own.
 
-use paperkey_kit::{db::Tx, ids::new_id};
+use paperkey_kit::{
+    db::{Tx, checked},
+    ids::new_id,
+};
 use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, FromQueryResult as _, QueryFilter as _, QueryOrder as _, QueryResult, Select,
-    Value,
+    EntityTrait as _, FromQueryResult as _, QueryFilter as _, QueryOrder as _, QueryResult, Select, Value,
+    sea_query::{Expr, ExprTrait},
 };
 
 use super::{Act, Failure, TenantStore, WEBHOOK, execute, first_row, lookups::activation_subject};
@@ -62,7 +65,14 @@ impl From<Model> for Activation {
 
 /// The activations of one licence that was found to be the caller's, newest first.
 pub(super) fn of_license(license_id: &str) -> Select<Entity> {
-    Entity::find().filter(Column::LicenseId.eq(license_id)).order_by_desc(Column::Id)
+    // As the index over them is written: see the migration.
+    Entity::find().filter(ExprTrait::eq(Expr::cust("license_id || ''"), license_id)).order_by_desc(Column::Id)
+}
+
+/// Which activation of a licence is meant.
+enum Which {
+    Machine(String),
+    Id(String),
 }
 
 /// An activation, and how many more there may be; `None` is unlimited.
@@ -124,7 +134,7 @@ impl TenantStore {
     /// Releases a machine, whatever the status of the licence. Needs a store within a product.
     pub async fn deactivate(&self, key: LicenseKey, fingerprint: String, act: Act) -> Result<Option<i64>, Failure> {
         let license_id = self.find_surely(&key).await?.id.clone();
-        self.remove(license_id, "fingerprint", fingerprint, Some(key), act).await
+        self.remove(license_id, Which::Machine(fingerprint), Some(key), act).await
     }
 
     /// Removes an activation by its id.
@@ -134,14 +144,13 @@ impl TenantStore {
         }
         // What cannot be an id is looked up as none, so that a foreign licence is still the first thing missed.
         let id = if could_be_id(id) { id } else { "" };
-        self.remove(license_id.to_owned(), "id", id.to_owned(), None, act).await.map(drop)
+        self.remove(license_id.to_owned(), Which::Id(id.to_owned()), None, act).await.map(drop)
     }
 
     async fn remove(
         &self,
         license_id: String,
-        column: &'static str,
-        value: String,
+        which: Which,
         key: Option<LicenseKey>,
         act: Act,
     ) -> Result<Option<i64>, Failure> {
@@ -149,15 +158,19 @@ impl TenantStore {
         self.parts()
             .database
             .write(move |tx| async move {
-                let (reach, mut scope) = this.reach(1);
+                let (own, mut scope) = this.own(1);
                 let sql = format!(
-                    "UPDATE licenses SET activations_count = activations_count - 1 WHERE id = $1 AND {reach} \
+                    "UPDATE licenses SET activations_count = activations_count - 1 WHERE id = $1 AND {own} \
                      RETURNING product_id, key_sealed, max_activations, activations_count"
                 );
                 let mut values: Vec<Value> = vec![license_id.clone().into()];
                 values.append(&mut scope);
                 let license = first_row(&tx, sql, values).await?.ok_or(Fault::NoSuchLicense)?;
-                let sql = format!("DELETE FROM activations WHERE license_id = $1 AND {column} = $2 RETURNING *");
+                let (named, value) = match which {
+                    Which::Machine(fingerprint) => ("license_id = $1 AND fingerprint = $2".to_owned(), fingerprint),
+                    Which::Id(id) => (format!("{} AND id = $2", checked("license_id = $1")), id),
+                };
+                let sql = format!("DELETE FROM activations WHERE {named} RETURNING *");
                 let values = vec![license_id.clone().into(), value.into()];
                 // The error takes the count back with everything else.
                 let gone = first_row(&tx, sql, values).await?.ok_or(Fault::NoSuchActivation)?;
@@ -204,12 +217,12 @@ impl Attempt {
 
     /// Refreshes the activation if there is one and the licence is usable.
     async fn refresh(&self, tx: &Tx) -> Result<Option<Activated>, Failure> {
-        let (reach, scope) = self.store.reach(5);
+        let (own, scope) = self.store.own(5);
         let (usable, id_at) = (usable(5 + scope.len() + 1), 5 + scope.len() + 2);
         let sql = format!(
             "UPDATE activations SET last_check_at_ms = $1, name = COALESCE($2, name) \
              WHERE license_id = $3 AND fingerprint = $4 AND EXISTS \
-             (SELECT 1 FROM licenses WHERE id = $5 AND {reach} AND {usable}) \
+             (SELECT 1 FROM licenses WHERE id = $5 AND {own} AND {usable}) \
              RETURNING id, license_id, fingerprint, name, created_at_ms, last_check_at_ms, \
              (SELECT max_activations - activations_count FROM licenses WHERE id = ${id_at}) AS remaining"
         );
@@ -225,16 +238,16 @@ impl Attempt {
         let Some(row) = first_row(tx, sql, values).await? else { return Ok(None) };
         let remaining: Option<i64> = row.try_get("", "remaining")?;
         let activation = Activation::from(Model::from_query_result(&row, "")?);
-        Ok(Some((activation, remaining.map(|remaining| remaining.max(0)))))
+        Ok(Some((activation, remaining.map(|remaining| Ord::max(remaining, 0)))))
     }
 
     /// Takes a slot, and says how many are left; `None` where none was free or the licence is not usable.
     async fn take_slot(&self, tx: &Tx) -> Result<Option<Option<i64>>, Failure> {
-        let (reach, scope) = self.store.reach(1);
+        let (own, scope) = self.store.own(1);
         let usable = usable(1 + scope.len() + 1);
         let sql = format!(
             "UPDATE licenses SET activations_count = activations_count + 1 \
-             WHERE id = $1 AND {reach} AND {usable} \
+             WHERE id = $1 AND {own} AND {usable} \
              AND (max_activations IS NULL OR activations_count < max_activations) \
              RETURNING max_activations, activations_count"
         );
@@ -284,10 +297,10 @@ impl Attempt {
 
     /// Why no slot was to be had.
     async fn why_not(&self, tx: &Tx) -> Result<Fault, Failure> {
-        let (reach, scope) = self.store.reach(1);
+        let (own, scope) = self.store.own(1);
         let sql = format!(
             "SELECT max_activations, activations_count, expires_at_ms, revoked_at_ms FROM licenses \
-             WHERE id = $1 AND {reach}"
+             WHERE id = $1 AND {own}"
         );
         let mut values: Vec<Value> = vec![self.license_id.clone().into()];
         values.extend(scope);

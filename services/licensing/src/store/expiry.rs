@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use paperkey_kit::{
     clock::Clock,
-    db::{DbError, Engine, Tx},
+    db::{DbError, Engine, Tx, checked},
     ids::new_id,
     lease::Leases,
     principal::{Tenant, mode_of},
@@ -114,7 +114,7 @@ impl Store {
                     Engine::Sqlite => format!("IN ({due})"),
                     Engine::Postgres => format!("= ANY(ARRAY({due} FOR UPDATE SKIP LOCKED))"),
                 };
-                let still = DUE.replace("$1", "$3");
+                let still = checked(&DUE.replace("$1", "$3"));
                 let sql =
                     format!("UPDATE licenses SET expired_event_at_ms = $1 WHERE id {among} AND {still} RETURNING *");
                 let rows = all_rows(&tx, sql, vec![now_ms.into(), now_ms.into(), now_ms.into()]).await?;

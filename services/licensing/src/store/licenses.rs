@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use paperkey_kit::{
-    db::{DbError, Tx},
+    db::{DbError, Tx, check, checked},
     ids::new_id,
     values::struct_of,
 };
@@ -117,7 +117,7 @@ impl TenantStore {
         // Touching the row locks it, so that two merges of its metadata follow each other on either engine.
         let lock = Entity::update_many()
             .col_expr(Column::UpdatedAtMs, Expr::col(Column::UpdatedAtMs))
-            .filter(self.condition())
+            .filter(self.is_own())
             .filter(Column::Id.eq(id));
         let this = self.clone();
         self.parts()
@@ -161,7 +161,7 @@ impl TenantStore {
                     ..row
                 };
                 let write = Entity::update_many().set(written.into_active_model().reset_all());
-                write.filter(this.condition()).filter(Column::Id.eq(&after.id)).exec(&tx).await?;
+                write.filter(this.is_own()).filter(Column::Id.eq(&after.id)).exec(&tx).await?;
                 this.tell(&tx, LICENSE_UPDATED, &after);
                 this.changed(&tx, &after, &act);
                 Ok(after)
@@ -183,10 +183,10 @@ impl TenantStore {
         let query = self.one(id)?;
         let now_ms = self.store.now_ms();
         let (revoked_at_ms, guard) = if revoke { (Some(now_ms), "IS NULL") } else { (None, "IS NOT NULL") };
-        let (reach, mut scope) = self.reach(3);
+        let (own, mut scope) = self.own(3);
+        let guard = checked(&format!("revoked_at_ms {guard}"));
         let sql = format!(
-            "UPDATE licenses SET revoked_at_ms = $1, updated_at_ms = $2 \
-             WHERE id = $3 AND {reach} AND revoked_at_ms {guard} RETURNING *"
+            "UPDATE licenses SET revoked_at_ms = $1, updated_at_ms = $2 WHERE id = $3 AND {own} AND {guard} RETURNING *"
         );
         let mut values: Vec<Value> = vec![revoked_at_ms.into(), now_ms.into(), id.to_owned().into()];
         values.append(&mut scope);
@@ -231,7 +231,7 @@ impl TenantStore {
     }
 
     async fn load(&self, key_hash: [u8; 32]) -> Result<Option<Arc<View>>, Failure> {
-        let query = self.scope().filter(Column::KeyHash.eq(key_hash.as_slice()));
+        let query = Entity::find().filter(self.is_own()).filter(Column::KeyHash.eq(key_hash.as_slice()));
         let began = self.parts().lookups.now();
         let row = self
             .parts()
@@ -297,7 +297,12 @@ impl TenantStore {
         Err(DbError::Internal("no new license key is free".to_owned()).into())
     }
 
-    pub(super) fn condition(&self) -> Condition {
+    /// What is checked of one licence.
+    pub(super) fn is_own(&self) -> Expr {
+        check(self.condition())
+    }
+
+    fn condition(&self) -> Condition {
         Condition::all()
             .add(Column::TeamId.eq(&self.tenant.team_id))
             .add(Column::Mode.eq(self.tenant.mode_word()))
@@ -309,7 +314,11 @@ impl TenantStore {
     }
 
     fn one(&self, id: &str) -> Result<Select<Entity>, Fault> {
-        if could_be_id(id) { Ok(self.scope().filter(Column::Id.eq(id))) } else { Err(Fault::NoSuchLicense) }
+        if could_be_id(id) {
+            Ok(Entity::find().filter(self.is_own()).filter(Column::Id.eq(id)))
+        } else {
+            Err(Fault::NoSuchLicense)
+        }
     }
 
     /// Records an event of a licence.

@@ -16,7 +16,7 @@
 //! Deliberately absent: how many there are in all.
 
 use paperkey_kit::{
-    db::{DbError, Engine, Reader},
+    db::{DbError, Engine, Reader, checked},
     values::Page,
 };
 use sea_orm::{ConnectionTrait as _, FromQueryResult as _, Statement, Value};
@@ -158,7 +158,7 @@ impl Search {
         let prefixed = tenant.clone().and(&self.prefixed.text).bind_all(&self.prefixed.values);
         let by_email = Source::Sorted { index: "licenses_by_email", order: Order::Email, condition: prefixed };
         let exact = self.exact.into_iter().map(|term| {
-            let condition = whole.clone().and(&term.text).bind_all(&term.values);
+            let condition = whole.checked().and(&term.text).bind_all(&term.values);
             Source::Walk { index: None, condition }
         });
         std::iter::once(by_email).chain(exact).collect()
@@ -224,6 +224,11 @@ impl Sql {
     fn bind_all(mut self, values: &[Value]) -> Self {
         self.values.extend_from_slice(values);
         self
+    }
+
+    /// The same of rows that are found otherwise.
+    fn checked(&self) -> Self {
+        Self { text: checked(&self.text), values: self.values.clone() }
     }
 
     fn and(self, term: &str) -> Self {
@@ -425,15 +430,16 @@ impl Plan {
             ids.resize(ids.len().next_power_of_two(), last);
         }
         let places = vec!["?"; ids.len()].join(", ");
+        let whole = self.whole.checked();
         let text = format!(
             "SELECT * FROM licenses WHERE id IN ({places}) AND {} ORDER BY {} DESC LIMIT ?",
-            self.whole.text,
+            whole.text,
             self.id()
         );
         let ids: Vec<Value> = ids.into_iter().map(Value::from).collect();
         Sql::new(&text)
             .bind_all(&ids)
-            .bind_all(&self.whole.values)
+            .bind_all(&whole.values)
             .bind(i64::try_from(limit).unwrap_or(i64::MAX))
             .statement(self.engine)
     }

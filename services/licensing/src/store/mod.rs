@@ -16,12 +16,12 @@ mod lookups;
 mod products;
 mod teams;
 
-use std::sync::Arc;
+use std::{fmt::Write as _, sync::Arc};
 
 pub use paperkey_kit::store::Act;
 use paperkey_kit::{
     clock::Clock,
-    db::{Database, Engine, Tx},
+    db::{Database, Engine, Tx, checked},
     events::EventOutbox,
     principal::Tenant,
     secrets::{KeptKey, KeyedHash, Keyring, Purpose, Sealer},
@@ -120,18 +120,23 @@ impl TenantStore {
         &self.store.parts
     }
 
-    /// What every statement about a licence of this store says of it, after `first` bound values.
+    /// What every statement about licences of this store says of them, after `first` bound values.
     fn reach(&self, first: usize) -> (String, Vec<Value>) {
         let (team, mode, product) = (first + 1, first + 2, first + 3);
         let mut values = vec![self.tenant.team_id.clone().into(), self.tenant.mode_word().into()];
-        let sql = match &self.product_id {
-            None => format!("team_id = ${team} AND mode = ${mode}"),
-            Some(product_id) => {
-                values.push(product_id.clone().into());
-                format!("team_id = ${team} AND mode = ${mode} AND product_id = ${product}")
-            }
-        };
+        let mut sql = format!("team_id = ${team} AND mode = ${mode}");
+        if let Some(product_id) = &self.product_id {
+            values.push(product_id.clone().into());
+            // Writing to a String cannot fail.
+            let _ = write!(sql, " AND product_id = ${product}");
+        }
         (sql, values)
+    }
+
+    /// The same of one licence, which is found by what is unique of it.
+    fn own(&self, first: usize) -> (String, Vec<Value>) {
+        let (sql, values) = self.reach(first);
+        (checked(&sql), values)
     }
 }
 

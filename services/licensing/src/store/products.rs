@@ -92,7 +92,7 @@ impl TenantStore {
         let ids: Vec<String> = licenses.iter().map(|license| license.id.clone()).collect();
         let subjects =
             licenses.iter().flat_map(|license| [license.id.clone(), key_subject(&license.key_hash)]).collect();
-        let delete = Entity::delete_many().filter(self.condition()).filter(Column::Id.is_in(ids.clone()));
+        let delete = Entity::delete_many().filter(self.is_own()).filter(Column::Id.is_in(ids.clone()));
         let delete_activations = activations::Entity::delete_many().filter(activations::Column::LicenseId.is_in(ids));
         self.parts()
             .database
@@ -113,7 +113,7 @@ impl TenantStore {
                 let gone = execute(
                     &tx,
                     "DELETE FROM activations WHERE id IN \
-                     (SELECT id FROM activations WHERE license_id = $1 ORDER BY id LIMIT $2)",
+                     (SELECT id FROM activations WHERE license_id = $1 LIMIT $2)",
                     vec![license_id.into(), ACTIVATIONS.into()],
                 )
                 .await?;

@@ -1,7 +1,7 @@
 //! Deliveries and their attempts, as callers see them.
 
 use paperkey_kit::{
-    db::{DbError, Reader},
+    db::{DbError, Reader, checked},
     values::Page,
 };
 use sea_orm::{
@@ -143,7 +143,8 @@ impl TenantStore {
 
     /// The body of an event, as it is sent, if it is still kept. What cannot be opened any more is as good as gone.
     pub(crate) async fn body(&self, event_id: &str) -> Result<Option<String>, Failure> {
-        let text = "SELECT body_sealed FROM events WHERE id = $1 AND team_id = $2 AND mode = $3";
+        let own = checked("team_id = $2 AND mode = $3");
+        let text = format!("SELECT body_sealed FROM events WHERE id = $1 AND {own}");
         let values: Vec<Value> =
             vec![event_id.into(), self.tenant.team_id.as_str().into(), self.tenant.mode_word().into()];
         let job = move |reader: Reader| async move {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use bytes::Bytes;
 use http::Uri;
 use paperkey_kit::{
-    db::{DbError, Engine, Tx},
+    db::{DbError, Engine, Tx, checked},
     events::WEBHOOK_PAUSED,
     fail_point::{self, Point},
     principal::{Tenant, mode_of},
@@ -196,12 +196,13 @@ impl Store {
             Engine::Postgres => "FOR UPDATE SKIP LOCKED",
             Engine::Sqlite => "",
         };
+        let still = checked("status = 'pending' AND due_at_ms <= $2");
         let text = format!(
             "WITH picked AS MATERIALIZED (SELECT id FROM deliveries \
              WHERE endpoint_id = $1 AND status = 'pending' AND due_at_ms <= $2 \
              ORDER BY due_at_ms, id LIMIT $3 {lock}) \
              UPDATE deliveries SET claimed_by = $4, due_at_ms = $5 \
-             WHERE id IN (SELECT id FROM picked) AND status = 'pending' AND due_at_ms <= $2 \
+             WHERE id IN (SELECT id FROM picked) AND {still} \
              AND EXISTS (SELECT 1 FROM endpoints e WHERE e.id = deliveries.endpoint_id AND e.status = 'active') \
              RETURNING id, endpoint_id, event_id, topic, attempts, replayed_after"
         );
@@ -319,9 +320,10 @@ impl Store {
                     let text = format!(
                         "UPDATE deliveries SET claimed_by = NULL, due_at_ms = $1 FROM (VALUES {}) AS v \
                          WHERE deliveries.id = v.column1 AND deliveries.due_at_ms = v.column2 \
-                         AND deliveries.claimed_by = ${} AND deliveries.status = 'pending'",
+                         AND deliveries.claimed_by = ${} AND {}",
                         rows(chunk.len(), 2, 1),
-                        chunk.len() * 2 + 2
+                        chunk.len() * 2 + 2,
+                        checked("deliveries.status = 'pending'"),
                     );
                     let mut values: Vec<Value> = vec![now_ms.into()];
                     for claim in chunk {
@@ -458,8 +460,9 @@ impl Store {
              error = v.column8, last_attempt_at_ms = v.column9, finished_at_ms = v.column10, claimed_by = NULL \
              FROM (VALUES {}) AS v WHERE deliveries.id = v.column1 AND deliveries.attempts = v.column2 - 1 \
              AND deliveries.claimed_by = v.column11 AND deliveries.due_at_ms = v.column12 \
-             AND deliveries.status = 'pending' RETURNING id",
-            rows(outcomes.len(), OUTCOME_COLUMNS, 0)
+             AND {} RETURNING id",
+            rows(outcomes.len(), OUTCOME_COLUMNS, 0),
+            checked("deliveries.status = 'pending'"),
         );
         let mut took = HashSet::new();
         for row in tx.query_all_raw(sql(backend, text, values)).await? {

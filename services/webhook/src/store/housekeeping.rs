@@ -1,6 +1,6 @@
 //! What is kept long enough, and then goes. Everything in batches, so that no transaction holds up the others.
 
-use paperkey_kit::db::{DbError, Engine};
+use paperkey_kit::db::{DbError, Engine, checked};
 use sea_orm::{ConnectionTrait as _, Value};
 
 use super::{Store, places, sql};
@@ -46,13 +46,14 @@ impl Store {
             Engine::Postgres => "FOR UPDATE OF d SKIP LOCKED FOR SHARE OF e SKIP LOCKED",
             Engine::Sqlite => "",
         };
+        let still = checked("status = 'pending'");
         let text = format!(
             "WITH picked AS MATERIALIZED (SELECT d.id AS id FROM deliveries d JOIN endpoints e ON e.id = d.endpoint_id \
              WHERE d.status = 'pending' AND d.created_at_ms < $1 AND d.due_at_ms < $1 \
              AND (d.claimed_by IS NULL OR d.due_at_ms <= $2) AND e.status = 'paused' \
              ORDER BY d.created_at_ms LIMIT $3 {lock}) \
              UPDATE deliveries SET status = 'failed', error = 'held_too_long', finished_at_ms = $2, \
-             next_attempt_at_ms = NULL, claimed_by = NULL WHERE status = 'pending' AND id IN (SELECT id FROM picked)"
+             next_attempt_at_ms = NULL, claimed_by = NULL WHERE {still} AND id IN (SELECT id FROM picked)"
         );
         self.database
             .write(move |tx| async move {

@@ -3,6 +3,7 @@
 //! Attempts go on counting, so that no number is used twice; where the schedule begins anew is kept beside them. What
 //! is under way at that moment is left alone: it is being sent already.
 
+use paperkey_kit::db::checked;
 use sea_orm::{ConnectionTrait as _, QuerySelect as _, Value, sea_query::LockType};
 
 use super::{Act, Failure, TenantStore, deliveries::delivery, endpoints::resources, places, sql};
@@ -102,8 +103,9 @@ impl TenantStore {
                         }
                         // Those that were replayed or forgotten since the look are not failed any more.
                         let text = format!(
-                            "UPDATE deliveries SET {AGAIN} WHERE id IN ({}) AND status = 'failed'",
-                            places(found.len(), 1)
+                            "UPDATE deliveries SET {AGAIN} WHERE id IN ({}) AND {}",
+                            places(found.len(), 1),
+                            checked("status = 'failed'"),
                         );
                         let changed = tx.execute_raw(sql(backend, text, values)).await?.rows_affected();
                         if changed > 0 {
