@@ -409,8 +409,14 @@ async fn empty(transaction: &DatabaseTransaction, schema: &str) -> Result<HashSe
     rows.iter().map(|row| row.try_get("", "name")).collect()
 }
 
-/// Lets the planner believe in a great many rows. Only a superuser may say that, as whoever tests is.
+/// Lets the planner believe in a great many rows, of which it knows nothing else: what it has found in a long test is true
+/// of few. Only a superuser may say that, as whoever tests is.
 async fn pretend_to_be_large(transaction: &DatabaseTransaction, schema: &str) -> Result<(), DbErr> {
+    let forget = format!(
+        "DELETE FROM pg_statistic WHERE starelid IN \
+         (SELECT oid FROM pg_class WHERE relnamespace = '\"{schema}\"'::regnamespace)"
+    );
+    transaction.execute_unprepared(&forget).await?;
     let sql = format!(
         "UPDATE pg_class SET relpages = GREATEST(1, pg_relation_size(oid) / 8192), \
          reltuples = GREATEST(1, pg_relation_size(oid) / 8192) * 1000000.0 \
@@ -622,6 +628,28 @@ mod tests {
         ] {
             assert_eq!(is_good(&db, &database, sql).await, expected, "{sql}");
         }
+        database.close().await;
+        db.discard().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_the_database_knows_of_small_tables_is_forgotten() {
+        let Some(db) = TestDb::postgres().await else { return };
+        let database = db.migrated::<Migrator>().await;
+        let made = database.write(|tx| async move {
+            for sql in [
+                "CREATE TABLE things (id TEXT PRIMARY KEY, batch TEXT)",
+                "CREATE INDEX things_by_batch ON things (batch)",
+                "INSERT INTO things SELECT 'thing_' || n, 'webhook' FROM generate_series(1, 2000) AS n",
+                // That all are of one batch, so that each is read in its turn as well as by an index and sorted.
+                "ANALYZE things",
+            ] {
+                tx.execute_unprepared(sql).await?;
+            }
+            Ok::<_, DbError>(())
+        });
+        made.await.unwrap();
+        assert!(is_good(&db, &database, "SELECT id, batch FROM things WHERE batch = $1 ORDER BY id").await);
         database.close().await;
         db.discard().await;
     }
