@@ -3,57 +3,18 @@
 //!
 //! Time is simulated beside it, so that the windows are in the state that they are said to be in, however long it takes.
 
+#[path = "support/cpu_time.rs"]
+mod cpu_time;
+
 use std::{hint::black_box, time::Duration};
 
-use criterion::{
-    BenchmarkId, Criterion, criterion_group, criterion_main,
-    measurement::{Measurement, ValueFormatter, WallTime},
-};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use paperkey_kit::{
     clock::Clock,
     limits::{Claim, MAX_CLAIMS, MemoryLimiter, OnStoreFailure, Subject, Verdict},
 };
 
-/// Nanoseconds that this thread was at work.
-struct CpuTime;
-
-impl CpuTime {
-    fn now_ns() -> u64 {
-        let since = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-        u64::try_from(since.tv_sec * 1_000_000_000 + since.tv_nsec).unwrap_or(0)
-    }
-}
-
-impl Measurement for CpuTime {
-    type Intermediate = u64;
-    type Value = u64;
-
-    fn start(&self) -> u64 {
-        Self::now_ns()
-    }
-
-    fn end(&self, began_ns: u64) -> u64 {
-        Self::now_ns() - began_ns
-    }
-
-    fn add(&self, one: &u64, other: &u64) -> u64 {
-        one + other
-    }
-
-    fn zero(&self) -> u64 {
-        0
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "a measurement takes seconds, far below 2^52 ns")]
-    fn to_f64(&self, value_ns: &u64) -> f64 {
-        *value_ns as f64
-    }
-
-    fn formatter(&self) -> &dyn ValueFormatter {
-        // It is the same unit.
-        WallTime.formatter()
-    }
-}
+use cpu_time::CpuTime;
 
 /// Subjects that fit into the caches of a processor, and subjects that do not.
 const FEW: u64 = 1_000;

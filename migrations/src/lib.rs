@@ -11,6 +11,7 @@
 pub mod auth;
 pub mod catalog;
 mod columns;
+mod indexes;
 pub mod kit;
 pub mod licensing;
 pub mod webhook;

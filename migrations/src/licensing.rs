@@ -12,6 +12,7 @@ use sea_orm_migration::{
 
 use crate::{
     columns::{bytes, integer, optional_integer, optional_text, text},
+    indexes::concurrently,
     kit,
 };
 
@@ -174,14 +175,6 @@ fn status_indexes(backend: DbBackend) -> Vec<(&'static str, String, &'static str
     by_id.chain(EXPIRY_INDEXES.map(|(name, rows)| (name, "expires_at_ms".to_owned(), rows))).collect()
 }
 
-/// How an engine makes and drops an index while others work.
-fn meanwhile(backend: DbBackend) -> &'static str {
-    match backend {
-        DbBackend::Postgres => " CONCURRENTLY",
-        _ => "",
-    }
-}
-
 #[async_trait::async_trait]
 impl MigrationTrait for Statuses {
     fn use_transaction(&self) -> Option<bool> {
@@ -192,10 +185,10 @@ impl MigrationTrait for Statuses {
         // One that was not built to its end has its name, and is of no use.
         self.down(manager).await?;
         let (connection, backend) = (manager.get_connection(), manager.get_database_backend());
-        let meanwhile = meanwhile(backend);
+        let concurrently = concurrently(manager);
         for (name, columns, rows) in status_indexes(backend) {
             let rows = if rows.is_empty() { String::new() } else { format!(" WHERE {rows}") };
-            let create = format!("CREATE INDEX{meanwhile} {name} ON licenses (team_id, mode, {columns}){rows}");
+            let create = format!("CREATE INDEX {concurrently}{name} ON licenses (team_id, mode, {columns}){rows}");
             connection.execute_unprepared(&create).await?;
         }
         Ok(())
@@ -203,9 +196,9 @@ impl MigrationTrait for Statuses {
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let (connection, backend) = (manager.get_connection(), manager.get_database_backend());
-        let meanwhile = meanwhile(backend);
+        let concurrently = concurrently(manager);
         for (name, ..) in status_indexes(backend) {
-            connection.execute_unprepared(&format!("DROP INDEX{meanwhile} IF EXISTS {name}")).await?;
+            connection.execute_unprepared(&format!("DROP INDEX {concurrently}IF EXISTS {name}")).await?;
         }
         Ok(())
     }
@@ -239,12 +232,12 @@ impl MigrationTrait for Machines {
 
 /// Puts one index of activations in the place of another. There is one of them at any time.
 async fn replace(manager: &SchemaManager<'_>, old: &str, new: &str, license: &str) -> Result<(), DbErr> {
-    let meanwhile = meanwhile(manager.get_database_backend());
+    let concurrently = concurrently(manager);
     for sql in [
         // One that was not built to its end has its name, and is of no use.
-        format!("DROP INDEX{meanwhile} IF EXISTS {new}"),
-        format!("CREATE INDEX{meanwhile} {new} ON activations ({license}, id)"),
-        format!("DROP INDEX{meanwhile} IF EXISTS {old}"),
+        format!("DROP INDEX {concurrently}IF EXISTS {new}"),
+        format!("CREATE INDEX {concurrently}{new} ON activations ({license}, id)"),
+        format!("DROP INDEX {concurrently}IF EXISTS {old}"),
     ] {
         manager.get_connection().execute_unprepared(&sql).await?;
     }

@@ -5,12 +5,13 @@
 
 use sea_orm_migration::{
     MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait,
-    sea_orm::{ConnectionTrait as _, DbBackend, DbErr},
+    sea_orm::{ConnectionTrait as _, DbErr},
     sea_query::{Index, IndexCreateStatement, Table, TableCreateStatement},
 };
 
 use crate::{
     columns::{bytes, integer, optional_bytes, optional_integer, optional_text, text},
+    indexes::concurrently,
     kit,
 };
 
@@ -193,10 +194,6 @@ impl MigrationTrait for Paused {
         manager.get_connection().execute_unprepared(&index).await?;
         Ok(())
     }
-}
-
-fn concurrently(manager: &SchemaManager) -> &'static str {
-    if manager.get_database_backend() == DbBackend::Postgres { "CONCURRENTLY " } else { "" }
 }
 
 /// The trace in which an event happened, where it is recorded: what is sent of it, however late, is a part of that.

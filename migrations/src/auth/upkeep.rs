@@ -5,8 +5,10 @@
 
 use sea_orm_migration::{
     MigrationName, MigrationTrait, SchemaManager, async_trait,
-    sea_orm::{ConnectionTrait as _, DbBackend, DbErr},
+    sea_orm::{ConnectionTrait as _, DbErr},
 };
+
+use crate::indexes::concurrently;
 
 const INDEXES: [(&str, &str); 6] = [
     ("keys_temporary_by_creation", "keys (created_at_ms) WHERE temporary"),
@@ -59,8 +61,4 @@ impl MigrationTrait for Upkeep {
         }
         Ok(())
     }
-}
-
-fn concurrently(manager: &SchemaManager) -> &'static str {
-    if manager.get_database_backend() == DbBackend::Postgres { "CONCURRENTLY " } else { "" }
 }

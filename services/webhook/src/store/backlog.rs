@@ -3,7 +3,11 @@
 use paperkey_kit::db::DbError;
 use sea_orm::ConnectionTrait as _;
 
-use super::{Store, dispatch::LANES_A_LOOK, sql};
+use super::{
+    Store,
+    dispatch::{LANES_A_LOOK, look_at_lanes},
+    sql,
+};
 
 /// Rows of one endpoint that are counted at most, so that a long queue of one is not walked along.
 const MAX_OF_ONE: usize = 1_000;
@@ -47,24 +51,14 @@ impl Store {
         Ok(backlog)
     }
 
-    /// Like a look of the dispatcher: the index is read once for each endpoint.
+    /// Like a look of the dispatcher.
     async fn due_behind(&self, after: String, now_ms: i64) -> Result<Counted, DbError> {
-        let text = format!(
-            "WITH RECURSIVE lanes (endpoint_id, number) AS ( \
-             SELECT MIN(d.endpoint_id), 1 FROM deliveries d WHERE d.status = 'pending' AND d.endpoint_id > $1 \
-             UNION ALL \
-             SELECT (SELECT MIN(d.endpoint_id) FROM deliveries d \
-             WHERE d.status = 'pending' AND d.endpoint_id > lanes.endpoint_id), lanes.number + 1 \
-             FROM lanes WHERE lanes.endpoint_id IS NOT NULL AND lanes.number < {LANES_A_LOOK}) \
-             SELECT lanes.endpoint_id AS endpoint_id, CASE WHEN e.status = 'active' THEN \
-             (SELECT MIN(d.due_at_ms) FROM deliveries d \
-             WHERE d.status = 'pending' AND d.endpoint_id = lanes.endpoint_id) END AS due_at_ms, \
-             CASE WHEN e.status = 'active' THEN (SELECT COUNT(*) FROM (SELECT 1 FROM deliveries d \
+        let due = format!(
+            ", CASE WHEN e.status = 'active' THEN (SELECT COUNT(*) FROM (SELECT 1 FROM deliveries d \
              WHERE d.status = 'pending' AND d.endpoint_id = lanes.endpoint_id AND d.due_at_ms <= $2 \
-             LIMIT {MAX_OF_ONE}) counted) END AS due \
-             FROM lanes LEFT JOIN endpoints e ON e.id = lanes.endpoint_id \
-             WHERE lanes.endpoint_id IS NOT NULL ORDER BY lanes.endpoint_id"
+             LIMIT {MAX_OF_ONE}) counted) END AS due"
         );
+        let text = look_at_lanes(&due);
         let values = vec![after.into(), now_ms.into()];
         let found = self
             .database

@@ -148,26 +148,32 @@ pub(crate) struct Recorded {
     pub(crate) given_up: u64,
 }
 
+/// A look at the endpoints for which something waits, after `$1`: each with when its first delivery is due, if it is active,
+/// and with what else is selected of it. The index is read once for each endpoint and not once for each delivery, so that
+/// a long queue of one costs the others nothing.
+pub(super) fn look_at_lanes(more: &str) -> String {
+    format!(
+        "WITH RECURSIVE lanes (endpoint_id, number) AS ( \
+         SELECT MIN(d.endpoint_id), 1 FROM deliveries d WHERE d.status = 'pending' AND d.endpoint_id > $1 \
+         UNION ALL \
+         SELECT (SELECT MIN(d.endpoint_id) FROM deliveries d \
+         WHERE d.status = 'pending' AND d.endpoint_id > lanes.endpoint_id), lanes.number + 1 \
+         FROM lanes WHERE lanes.endpoint_id IS NOT NULL AND lanes.number < {LANES_A_LOOK}) \
+         SELECT lanes.endpoint_id AS endpoint_id, CASE WHEN e.status = 'active' THEN \
+         (SELECT MIN(d.due_at_ms) FROM deliveries d \
+         WHERE d.status = 'pending' AND d.endpoint_id = lanes.endpoint_id) END AS due_at_ms{more} \
+         FROM lanes LEFT JOIN endpoints e ON e.id = lanes.endpoint_id \
+         WHERE lanes.endpoint_id IS NOT NULL ORDER BY lanes.endpoint_id"
+    )
+}
+
 impl Store {
     /// Active endpoints for which something waits, due or not, in the order of their ids after `after`.
     ///
-    /// The index is read once for each endpoint and not once for each delivery, so that a long queue of one costs
-    /// the others nothing. Endpoints are counted while they are walked over, whether something is sent to them or
+    /// Endpoints are counted while they are walked over, whether something is sent to them or
     /// not: however many are paused or gone, a look ends.
     pub(crate) async fn due_lanes(&self, after: String) -> Result<Lanes, DbError> {
-        let text = format!(
-            "WITH RECURSIVE lanes (endpoint_id, number) AS ( \
-             SELECT MIN(d.endpoint_id), 1 FROM deliveries d WHERE d.status = 'pending' AND d.endpoint_id > $1 \
-             UNION ALL \
-             SELECT (SELECT MIN(d.endpoint_id) FROM deliveries d \
-             WHERE d.status = 'pending' AND d.endpoint_id > lanes.endpoint_id), lanes.number + 1 \
-             FROM lanes WHERE lanes.endpoint_id IS NOT NULL AND lanes.number < {LANES_A_LOOK}) \
-             SELECT lanes.endpoint_id AS endpoint_id, CASE WHEN e.status = 'active' THEN \
-             (SELECT MIN(d.due_at_ms) FROM deliveries d \
-             WHERE d.status = 'pending' AND d.endpoint_id = lanes.endpoint_id) END AS due_at_ms \
-             FROM lanes LEFT JOIN endpoints e ON e.id = lanes.endpoint_id \
-             WHERE lanes.endpoint_id IS NOT NULL ORDER BY lanes.endpoint_id"
-        );
+        let text = look_at_lanes("");
         let found = self
             .database
             .read(move |reader| async move {
